@@ -2,10 +2,13 @@
 
 After the demonstrations most answers are wrong, as most demonstrations are. The reward, 1 for a
 right sum, then teaches the carries, with lessons by number of digits. Run it again to resume.
+A worker beside it samples with the parameters of each of its checkpoints, and writes the answers.
 
-python examples/arithmetic.py
+python examples/arithmetic.py                                # in one process
+python examples/arithmetic.py --follow runs/arithmetic       # in another beside it
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +23,7 @@ import models
 import trainer
 from trainer import configuration, data, losses, rl
 from trainer.configuration import Optimizer, Schedule
+from trainer.host.atomic_files import atomic_replace
 
 CHARACTERS = ".0123456789+="
 """The vocabulary; the first ends an answer, and pads it."""
@@ -48,6 +52,10 @@ class Config(trainer.TrainingConfig):
     width: int = 64
     optimizer: Optimizer = Optimizer("adam", learning_rate=1e-3, clip_norm=1.0)
     schedule: Schedule = Schedule("cosine", decay_to=0.02)
+    follow: Path | None = None
+    """Directory of a run to sample beside: once with each of its checkpoints, without training."""
+    timeout: float = 300.0
+    """Seconds to wait for a checkpoint; the first comes after the demonstrations."""
 
 
 class Characters:
@@ -119,6 +127,47 @@ def imitate(config: Config, network: models.Decoder, pairs: dict, val: trainer.P
     return state
 
 
+def sample_beside(config: Config, agent: rl.Agent) -> None:
+    """Sample with each checkpoint of the run that is followed, until no more come."""
+    config = replace(config, run=config.run / "worker")
+    state, _ = trainer.fit(
+        agent.init(jax.random.key(config.seed)),
+        agent.rollout,
+        epochs=config.epochs,
+        hooks=hooks.chain(
+            hooks.follow_checkpoints(
+                config.follow, carry=("lessons",), wait=True, timeout=config.timeout
+            ),
+            write_answers(config.run / "answers"),
+            hooks.build_hooks(config),
+        ),
+    )
+    followed = state.hook_state["follow_checkpoints"]["epoch"]
+    print(f"{int(state.epoch)} samplings, the last one with epoch {followed} of {config.follow}")
+    print("fingerprint", trainer.fingerprint(state))
+
+
+def write_answers(folder: Path) -> hooks.Hook:
+    """Write the answers of each sampling to `<folder>/<epoch followed>.jsonl`, with rewards.
+
+    A file appears whole; a sampling that is repeated after an interrupt replaces its file.
+    """
+
+    def write(state: trainer.TrainState, metrics: trainer.Metrics) -> trainer.TrainState:
+        answers, decode, lines = jax.device_get(metrics.output), Characters().decode, []
+        for row, reward in enumerate(answers.reward.tolist()):
+            prompt = answers.prompt["tokens"][row][answers.prompt["segments"][row] > 0]
+            answer = answers.tokens[row, : answers.lengths[row]]
+            lines.append({"prompt": decode(prompt), "answer": decode(answer), "reward": reward})
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{state.hook_state['follow_checkpoints']['epoch']:06}.jsonl"
+        with atomic_replace(file) as beside:
+            beside.write_text("\n".join(map(json.dumps, lines)))
+        return state
+
+    return hooks.on("sample", hooks.observe(write))
+
+
 def main(config: Config) -> None:
     sums = {name: split_sums(summands) for name, summands in LESSONS.items()}
     prompts = {name: write_prompts(pairs) for name, (pairs, _) in sums.items()}
@@ -139,13 +188,17 @@ def main(config: Config) -> None:
         kl_coefficient=0.0,  # the start is what shall be left
         clip_norm=config.optimizer.clip_norm,
     )
+    shared = Characters(), prompts, compare
+    if config.follow is not None:
+        sample_beside(config, rl.grpo(network, *shared, optax.identity(), settings))
+        return
     val = rl.evaluation_of_answers(network, Characters(), held_out, compare, settings)
 
     start = imitate(config, network, {name: pairs for name, (pairs, _) in sums.items()}, val)
     before = trainer.evaluate(start, val)["val/reward"]
     agent = rl.grpo(
         models.pretrained(network, start.params),
-        *(Characters(), prompts, compare),
+        *shared,
         configuration.optimizer(config, config.epochs * settings.minibatches),
         settings,
     )

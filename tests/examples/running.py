@@ -51,6 +51,9 @@ class Script:
     def kill(self):
         self._process.kill()
 
+    def send_signal(self, number):
+        os.kill(self._process.pid, number)
+
     def communicate(self, timeout):
         """Wait at most `timeout` seconds for its end; return its output as one text."""
         self._process.join(timeout)

@@ -1,8 +1,12 @@
 """The example of sums: its demonstrations and reward, and a run that is killed in the middle."""
 
+import json
 import re
 import runpy
+import signal
+import time
 
+import _crashing
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -54,8 +58,49 @@ def test_demonstrations_train_on_answers_and_the_reward_compares_them(example):
     assert example["compare"]({"answer": answers}, answers[::-1], None).tolist() == [0.0, 0.0]
 
 
-def _run(run):
-    return started("arithmetic", run, *SMALL, "--epochs", str(EPOCHS))
+def _run(run, *flags):
+    return started("arithmetic", run, *SMALL, "--epochs", str(EPOCHS), *flags)
+
+
+def test_a_worker_in_a_process_of_its_own_samples_with_checkpoints(tmp_path):
+    """It waits for the first, and samples once with each that it finds, up to the last."""
+    run, worker = tmp_path / "run", tmp_path / "own" / "worker"
+    sampling = _run(tmp_path / "own", "--follow", run, "--timeout", "120")
+    training = _run(run)
+
+    def wait_for(files):
+        while sampling.poll() is None and not list((worker / "answers").glob(files)):
+            time.sleep(0.05)
+
+    stopped = 0
+    while training.poll() is None and not stopped:
+        time.sleep(0.01)
+        if stopped := _crashing.newest(run):
+            training.send_signal(signal.SIGSTOP)
+    wait_for("*.jsonl")
+    training.send_signal(signal.SIGCONT)
+    finished(training)
+    wait_for(f"{EPOCHS:06}.jsonl")
+    while sampling.poll() is None:  # the second signal ends its wait, before the last record
+        sampling.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    printed, _ = sampling.communicate(timeout=60)
+    assert sampling.returncode == 128 + signal.SIGTERM, printed
+
+    files = sorted((worker / "answers").iterdir())
+    followed = [int(file.stem) for file in files]
+    assert followed[0] < followed[-1] == EPOCHS
+    records = [json.loads(line) for line in (worker / "metrics.jsonl").read_text().splitlines()]
+    assert [record["follow/epoch"] for record in records] == followed[:-1]
+    assert [record["step"] for record in records] == [4 * epoch for epoch in followed[:-1]]
+    for file, record in zip(files[:-1], records, strict=True):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        assert len(lines) == 4
+        for line in lines:
+            a, b = re.fullmatch(r"(\d+)\+(\d+)=", line["prompt"]).groups()
+            assert line["reward"] == (line["answer"] == f"{int(a) + int(b)}.")
+        mean = np.mean([line["reward"] for line in lines])
+        assert record["sample/reward"] == pytest.approx(mean)
 
 
 @pytest.mark.soak  # smaller tests hold the same law
