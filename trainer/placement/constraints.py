@@ -121,6 +121,13 @@ def split_batch(batch: PyTree, axis: int = 0) -> PyTree:
     return jax.tree.map(split_leaf, batch)
 
 
+def replicate(tree: PyTree) -> PyTree:
+    """Let every device, and so every process, hold arrays whole."""
+    if (placement := _get_placement()) is None:
+        return tree
+    return lax.with_sharding_constraint(tree, _replicate_over(placement.mesh))
+
+
 def map_rows(function: Callable[[Any, PyTree], PyTree], shared: Any, rows: PyTree) -> PyTree:
     """Call `function(shared, rows)`; on a mesh each device calls it with its own rows `[row, ...]`.
 

@@ -126,7 +126,7 @@ def _build_phase(
     if not isinstance(reward, Scorer):
         return Phase(name, run_on_device, table.source, updates_state=changing, **common)
     shapes = shape_answers(count, table.arrays["tokens"].shape[1], reward.config.length)
-    source = ScoredSource(collect, reward, shapes, name)
+    source = ScoredSource(collect, reward, shapes)
     return Phase(
         *(name, report, source),
         updates_state=False,

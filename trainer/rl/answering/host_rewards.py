@@ -27,7 +27,8 @@ class HostReward:
 
     Calls run on worker threads, so that a signal or a time limit ends the wait for a slow one. A
     call that is late cannot be ended: its thread is left behind, and does not keep the process from
-    ending. A run repeats bit for bit if the function is deterministic and none is late.
+    ending. A run repeats bit for bit if the function is deterministic and none is late. On several
+    processes each calls it for groups of its own, and all get the rewards of all.
 
     Args:
         function: `(prompts, answers, examples) -> rewards`: lists of as many texts, texts, and

@@ -13,8 +13,9 @@ import numpy as np
 from trainer.checks.arguments import require_function
 from trainer.data.source import Check, Feed
 from trainer.host.exception_notes import annotate_errors
+from trainer.host.exchange import exchange_words
 from trainer.host.time_spans import span
-from trainer.placement.constraints import trace_on_mesh
+from trainer.placement.constraints import replicate, trace_on_mesh
 from trainer.rl.answering.answers import Answers
 from trainer.rl.answering.grpo_config import GRPOConfig
 from trainer.rl.answering.host_rewards import AnswerGroup, HostReward, compute_host_rewards
@@ -66,20 +67,52 @@ class Scorer:
     table: PromptTable
     config: GRPOConfig
 
-    def score(self, answers: Answers) -> tuple[Any, Any]:
-        """Return the rewards of answers, and whether their calls failed, `[answer]` each."""
-        example, tokens, lengths = jax.device_get(
-            (answers.example, answers.tokens, answers.lengths)
+    def score_together(self, answers: Answers) -> tuple[Any, Any]:
+        """Return what `score` does; each process scores groups of its own, and all must call it.
+
+        Args:
+            answers: the same on every process, and whole on each.
+
+        Raises:
+            FailedElsewhereError: a reward failed on another process.
+        """
+        count, processes = len(answers.lengths), jax.process_count()
+        owner = np.arange(count) // self.config.group_size % processes
+        rows = [np.flatnonzero(owner == process) for process in range(processes)]
+        here = rows[jax.process_index()]
+        found: np.ndarray = np.zeros((2, max(map(len, rows))), np.float32)
+        failure: Exception | None = None
+        try:
+            if len(here):
+                found[:, : len(here)] = self.score(answers, here)
+        except Exception as error:
+            failure = error
+        words = exchange_words("the reward", found.ravel().view(np.uint32), failure)
+        rewards: np.ndarray = np.zeros(count, np.float32)
+        failed: np.ndarray = np.zeros(count, bool)
+        for theirs, message in zip(rows, words, strict=True):
+            numbers = np.ascontiguousarray(message).view(np.float32).reshape(2, -1)
+            rewards[theirs], failed[theirs] = numbers[:, : len(theirs)]
+        return rewards, failed
+
+    def score(self, answers: Answers, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rewards of some answers, and whether their calls failed, `[row]` each.
+
+        Args:
+            answers: groups, side by side.
+            rows: indices of the answers of whole groups, int `[row]`.
+        """
+        example, tokens, lengths = (
+            x[rows] for x in jax.device_get((answers.example, answers.tokens, answers.lengths))
         )
         texts = [self._decode(row[:n]) for row, n in zip(tokens, lengths, strict=True)]
         groups = []
         for first in range(0, len(texts), self.config.group_size):
             last = first + self.config.group_size
-            rows = example[first:last].tolist()
-            prompts = [self.table.texts[row] for row in rows]
-            groups.append(
-                AnswerGroup(prompts, texts[first:last], [self.table.examples[r] for r in rows])
-            )
+            asked = example[first:last].tolist()
+            prompts = [self.table.texts[index] for index in asked]
+            examples = [self.table.examples[index] for index in asked]
+            groups.append(AnswerGroup(prompts, texts[first:last], examples))
         with span("reward"):
             return compute_host_rewards(self.reward, groups)
 
@@ -96,7 +129,6 @@ class ScoredSource:
     scorer: Scorer
     shapes: Answers
     """The shapes of the answers."""
-    name: str
 
     @property
     def example(self) -> PyTree:
@@ -105,14 +137,16 @@ class ScoredSource:
 
     def training(self) -> Feed:
         """Return the feed that samples answers and scores them, once an epoch."""
-        collect, arrays = jax.jit(self.collect), jax.device_put(dict(self.scorer.table.arrays))
+        read = self.scorer.table.source.training().pieces
+        collect = jax.jit(lambda state, arrays: replicate(self.collect(state, arrays)))
 
         def pieces(
             state: TrainState, check: Check | None, position: None
         ) -> Iterator[tuple[ScoredAnswers, None]]:
+            ((arrays, _),) = read(state, None, None)
             with trace_on_mesh(state):
                 answers = collect(strip_host_fields(state), arrays)
-            reward, failed = self.scorer.score(answers)
+            reward, failed = self.scorer.score_together(answers)
             yield ScoredAnswers(answers._replace(reward=reward), failed), None
 
         failed: Any = jax.ShapeDtypeStruct(self.shapes.reward.shape, bool)
@@ -121,7 +155,7 @@ class ScoredSource:
             example=ScoredAnswers(self.shapes, failed),
             rows=lambda piece, key: jnp.zeros(1, jnp.int32),
             batch=lambda piece, row: piece,
-            verify=self._refuse_processes,
+            verify=lambda state, check: None,
             batch_axis=0,
         )
 
@@ -132,13 +166,6 @@ class ScoredSource:
             TypeError: always.
         """
         raise TypeError("answers are no split to evaluate on: rl.evaluation_of_answers makes one")
-
-    def _refuse_processes(self, state: TrainState, check: Check | None) -> None:
-        if jax.process_count() > 1:
-            raise ValueError(
-                f"{self.name}: a HostReward is called in one process, and this run has "
-                f"{jax.process_count()}: pass a jittable reward, or run on one host"
-            )
 
 
 def try_reward(
@@ -168,7 +195,7 @@ def try_reward(
     )
     with annotate_errors("in trying the reward on made-up answers, before training"):
         if isinstance(reward, HostReward):
-            Scorer(reward, tokenizer, table, config).score(answers)
+            Scorer(reward, tokenizer, table, config).score(answers, np.arange(count))
             return
         require_function("the reward", reward, "(examples, tokens, lengths) -> rewards [answer]")
         found = jax.jit(lambda *given: call_on_device(reward, *given).reward)(table.arrays, answers)
