@@ -1,7 +1,7 @@
 """Learn to balance a pole until the mean return is 475. Run it again to resume.
 
 python examples/cartpole.py --seed 1
-python -m trainer simulate runs/cartpole --with examples/cartpole.py:simulation --episodes 3
+entracte simulate runs/cartpole --with examples/cartpole.py:simulation --episodes 3
 """
 
 from dataclasses import dataclass

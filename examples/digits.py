@@ -1,7 +1,7 @@
 """Train a network on real handwritten digits. Run it again, and it resumes where it stopped.
 
 python examples/digits.py --epochs 20 --network cnn
-python -m trainer evaluate --suite examples/digits.py:suite --runs digits --idle 0
+entracte evaluate --suite examples/digits.py:suite --runs digits --idle 0
 """
 
 from dataclasses import dataclass

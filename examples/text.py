@@ -4,7 +4,7 @@ It is compared with a trigram model of the same text, and shows samples during t
 again, and it resumes where it stopped, in the middle of the text.
 
 python examples/text.py --epochs 20
-python -m trainer generate runs/text --with examples/text.py:language --prompt "A list "
+entracte generate runs/text --with examples/text.py:language --prompt "A list "
 """
 
 from dataclasses import dataclass

@@ -11,11 +11,13 @@ def check_package_origin(name: str) -> None:
     """Check, without importing it, that a package is the one installed with `hooks`.
 
     Python looks in the folder of the script first. A `trainer.py` or a folder `trainer` there would
-    be imported instead, and fail with an unclear error.
+    be imported instead, and fail with an unclear error. `from entracte import hooks` needs no check.
 
     Raises:
         ImportError: Python finds another file or folder of this name.
     """
+    if not __name__.startswith("hooks."):
+        return
     ours = Path(__file__).resolve().parent.parent / name
     if (module := sys.modules.get(name)) is not None:
         places = [*getattr(module, "__path__", ()), getattr(module, "__file__", None)]
@@ -26,7 +28,8 @@ def check_package_origin(name: str) -> None:
     if found and (ours / "__init__.py").exists() and Path(found).resolve() != ours:
         raise ImportError(
             f"the package 'hooks' needs the package {name!r} that was installed with it, {ours}; "
-            f"but Python finds {found}, which hides it: rename that",
+            f"but Python finds {found}, which hides it: rename that, or write "
+            "`from entracte import hooks, trainer`",
             name=name,
             path=found,
         )

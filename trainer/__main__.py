@@ -1,4 +1,4 @@
-"""The command line: `python -m trainer COMMAND`."""
+"""The command line: `entracte COMMAND`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import sys
 from trainer.commands.terminal.calling import run_command
 
 COMMANDS = {
-    "runs": "trainer.commands.list_runs:runs",
-    "show": "trainer.commands.show:show",
-    "compare": "trainer.commands.compare:compare",
-    "watch": "trainer.commands.watch:watch",
-    "deliver": "trainer.commands.deliver:deliver",
-    "evaluate": "trainer.commands.evaluate:evaluate",
-    "simulate": "trainer.commands.simulate:simulate",
-    "generate": "trainer.commands.generate:generate",
-    "report": "trainer.commands.report:report",
-    "export": "trainer.commands.export:export",
-    "backtest": "trainer.commands.backtest:backtest",
-    "doctor": "trainer.commands.doctor:doctor",
+    "runs": f"{__package__}.commands.list_runs:runs",
+    "show": f"{__package__}.commands.show:show",
+    "compare": f"{__package__}.commands.compare:compare",
+    "watch": f"{__package__}.commands.watch:watch",
+    "deliver": f"{__package__}.commands.deliver:deliver",
+    "evaluate": f"{__package__}.commands.evaluate:evaluate",
+    "simulate": f"{__package__}.commands.simulate:simulate",
+    "generate": f"{__package__}.commands.generate:generate",
+    "report": f"{__package__}.commands.report:report",
+    "export": f"{__package__}.commands.export:export",
+    "backtest": f"{__package__}.commands.backtest:backtest",
+    "doctor": f"{__package__}.commands.doctor:doctor",
 }
 """Name to `module:function`, in the order of the overview; only the called module is imported.
 

@@ -61,7 +61,7 @@ def _is_writer(value: Any) -> bool:
 
 def _makes_hooks(value: Any) -> bool:
     """Return whether a function returns hooks only: `Hook`, `Chain`, `HookLike`."""
-    if not inspect.isfunction(value) or value.__module__ == "hooks.config.hooks_by_name":
+    if not inspect.isfunction(value) or value.__module__ == f"{__package__}.hooks_by_name":
         return False
     hint = read_type_hints(value).get("return")
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

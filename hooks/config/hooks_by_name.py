@@ -150,7 +150,7 @@ def write_config(config: TrainingConfig) -> Hook:
 
 def _package() -> ModuleType:
     """Return the package `hooks`, whose public names are allowed; it imports this module."""
-    return sys.modules["hooks"]
+    return sys.modules[__name__.removesuffix(".config.hooks_by_name")]
 
 
 def _build_entries(entries: Any, kind: str, where: str, given: Mapping[str, Any]) -> list[Any]:

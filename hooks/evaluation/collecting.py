@@ -117,7 +117,7 @@ def collect_scores(
                     f"{name} waited {timeout:g} s for the evaluation of epoch "
                     f"{values['waiting']:.0f} of run {run.name!r} by {suite!r}, and it is not in "
                     f"the store {redact_text(run.url)}: an evaluator of this suite must be "
-                    "running, python -m trainer evaluate; or wait longer, timeout=..., or take "
+                    "running, entracte evaluate; or wait longer, timeout=..., or take "
                     "what arrives, wait=False"
                 )
             time.sleep(WAIT_SECONDS)

@@ -1,1 +1,1 @@
-"""The commands of `python -m trainer`: a file each, and what they share."""
+"""The commands of `entracte`: a file each, and what they share."""

@@ -59,7 +59,7 @@ def compare(
     if len(compared) < 2:
         these = f"; these are all {escape_text(compared[0].row.name)}" if len(loaded) > 1 else ""
         raise CommandError(
-            f"give two runs or more, before --metrics: python -m trainer compare RUN RUN{these}"
+            f"give two runs or more, before --metrics: entracte compare RUN RUN{these}"
         )
     run_names = [run.row.name for run in compared]
     if twice := next((name for name in run_names if run_names.count(name) > 1), None):

@@ -98,14 +98,14 @@ def generate(
 
 def _check(named: str, loaded: Any) -> tuple[Any, TrainState, Any]:
     """Check what the function of a user returned: a language model, its state and its tokenizer."""
-    from models import Decoder
+    from entracte import models
 
     if not isinstance(loaded, tuple) or len(loaded) != 3:
         raise CommandError(
             f"{escape_text(named)} must be a function {FORM}; it returned {describe_value(loaded)}"
         )
     network, state, tokenizer = loaded
-    if not isinstance(network, Decoder):
+    if not isinstance(network, models.Decoder):
         raise CommandError(
             f"{escape_text(named)} must return a language model first, such as models.transformer "
             f"makes; got {describe_value(network)}: for other networks there is simulate"
@@ -154,7 +154,7 @@ def _write(
     stop: tuple[int, ...],
 ) -> None:
     """Print a prompt, and what follows it while it is generated."""
-    import models
+    from entracte import models
 
     network, state, tokenizer = model
     inputs = make_inputs(table.arrays, jnp.array([number]))

@@ -24,8 +24,8 @@ _LONG = 32
 """Longest sequence with a row for each entry; of a longer one this number of entries is hashed."""
 _MAX_DEPTH, _MAX_VALUES = 40, 20_000
 """Limits of the search."""
-_LIBRARIES = ("trainer", "hooks", "models", "optax", "jax", "flax", "numpy")
-_OWN = ("trainer", "hooks", "models")
+_OWN = ("trainer", "hooks", "models", "entracte")
+_LIBRARIES = (*_OWN, "optax", "jax", "flax", "numpy")
 _SETS_CELLS = ("STORE_DEREF", "DELETE_DEREF")
 
 

@@ -169,6 +169,6 @@ class RunRecorder:
             if not self._delivery.close(CLOSE_SECONDS):
                 log.warning(
                     "the store did not take all in %g s: the rest stays in %s, and is delivered "
-                    "when the run resumes, or by python -m trainer deliver",
+                    "when the run resumes, or by entracte deliver",
                     *(CLOSE_SECONDS, self._queue.path),
                 )

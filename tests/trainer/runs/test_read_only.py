@@ -88,7 +88,7 @@ def test_an_older_store_is_read_without_an_upgrade(tmp_path, monkeypatch):
         assert [row.name for row in store.runs()] == ["one"]
         assert table_versions.read_version(store.connection) == 1
     monkeypatch.setattr(table_versions, "OLDEST_READABLE", 2)
-    with pytest.raises(ValueError, match="bring it up to date, python -m trainer deliver --store"):
+    with pytest.raises(ValueError, match="bring it up to date, entracte deliver --store"):
         Store(tmp_path, read_only=True)
     with Store(tmp_path, create=False) as store:
         assert table_versions.read_version(store.connection) == table_versions.VERSION

@@ -174,7 +174,7 @@ def _warn_of_undelivered(store: Store, given: str | None) -> None:
         where = f" --store {shlex.quote(escape_text(redact_text(given)))}" if given else ""
         _warn(
             f"the last records of {names}{more} are not in the store, but in queues in the runs' "
-            f"directories: python -m trainer deliver{where}"
+            f"directories: entracte deliver{where}"
         )
 
 

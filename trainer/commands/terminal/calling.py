@@ -137,7 +137,7 @@ def _call(name: str, command: Command, arguments: Sequence[str]) -> int:
     try:
         status = tyro.cli(
             command,
-            prog=f"python -m trainer {name}",
+            prog=f"entracte {name}",
             args=merge_options(arguments, _list_single_options(command)),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
@@ -201,12 +201,12 @@ def _print_overview(commands: Mapping[str, str]) -> None:
         for name, place in commands.items()
     ]
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print("python -m trainer COMMAND ...    recorded runs, and what can be done with them")
+    console.print("entracte COMMAND ...    recorded runs, and what can be done with them")
     console.print()
     console.print(make_key_value_table(summaries, style="bold cyan"))
     console.print()
-    console.print("python -m trainer COMMAND --help shows the arguments of a command.")
+    console.print("entracte COMMAND --help shows the arguments of a command.")
 
 
 def _print_error(message: str) -> None:
-    print(f"python -m trainer: {escape_lines(message)}", file=sys.stderr)
+    print(f"entracte: {escape_lines(message)}", file=sys.stderr)

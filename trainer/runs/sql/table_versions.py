@@ -143,7 +143,7 @@ def prepare_tables(connection: Connection, *, create: bool, read_only: bool) -> 
     if read_only and found < OLDEST_READABLE:
         raise ValueError(
             f"the store {label} has version {found} of the tables, and reading changes nothing: "
-            f"bring it up to date, python -m trainer deliver --store {label}"
+            f"bring it up to date, entracte deliver --store {label}"
         )
     if read_only or found == VERSION:
         return

@@ -120,7 +120,7 @@ def test_reading_delivers_nothing_and_names_the_command_that_does(left, run, tmp
         assert status in (0, 1), err
     assert told == (
         "the last records of one are not in the store, but in queues in the runs' directories: "
-        "python -m trainer deliver\n"
+        "entracte deliver\n"
     )
     assert (left.read_bytes(), losses(tmp_path)) == (before, [0.5])
     status, out, err = run("deliver")

@@ -66,7 +66,7 @@ def test_the_exit_status_is_the_result_of_the_command(capsys):
 
 def test_a_command_error_is_printed_without_a_traceback(capsys):
     assert run_command(OWN, ["refuse"]) == 2
-    assert capsys.readouterr().err == "python -m trainer: refuse: not today\n"
+    assert capsys.readouterr().err == "entracte: refuse: not today\n"
 
 
 def test_wrong_words_return_status_2(capsys):
