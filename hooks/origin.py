@@ -11,7 +11,7 @@ def check_package_origin(name: str) -> None:
     """Check, without importing it, that a package is the one installed with `hooks`.
 
     Python looks in the folder of the script first. A `trainer.py` or a folder `trainer` there would
-    be imported instead, and fail with an unclear error. `from entracte import hooks` needs no check.
+    be imported instead, and fail with an unclear error. `entracte.hooks` needs no check.
 
     Raises:
         ImportError: Python finds another file or folder of this name.
