@@ -219,13 +219,12 @@ def train_base(config: Config, train: str, held_out: str) -> Path:
     bits = scores["val/bits_per_character"] * counts[1] / len(held_out)  # it is bits per token
     print(f"base: {bits:.2f} bits per character of held-out text")
     directory = config.run / "llama"
-    if not (directory / "config.json").exists():  # it is written last
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir()
-        tokenizer.save(str(directory / "tokenizer.json"))
-        (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
-        (directory / "chat_template.jinja").write_text(TEMPLATE)
-        models.to_huggingface(network, state.params, directory, family="llama")
+    shutil.rmtree(directory, ignore_errors=True)  # it may be of a base that was trained before
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
+    models.to_huggingface(network, state.params, directory, family="llama")
     return directory
 
 

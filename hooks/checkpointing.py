@@ -15,6 +15,7 @@ from trainer.checkpoints.restore_one import SavedCheckpoint
 from trainer.checkpoints.resume_warnings import (
     compare_settings,
     format_warning,
+    mark_starting_arrays,
     merge_saved_settings,
 )
 from trainer.checkpoints.saved_config import normalize_config
@@ -22,6 +23,7 @@ from trainer.checkpoints.storage.run_lock import RunLock, lock_run
 from trainer.checkpoints.storage.run_paths import remove_tree
 from trainer.checkpoints.storage.shared_directory import check_shared
 from trainer.hook import SKIP, Gate, RestoredState, RunSettings
+from trainer.host.exception_notes import annotate_errors
 from trainer.host.processes import draw_shared_name, fail_together, is_main_process
 from trainer.loop.run_description import read_hyperparams
 
@@ -84,7 +86,7 @@ def save_checkpoints(
         nonlocal to_compare, recorded
         to_compare = recorded = rows
 
-    def compare(checkpoint: SavedCheckpoint) -> None:
+    def compare(checkpoint: SavedCheckpoint, start: TrainState) -> None:
         """Log the settings of the script that differ from those of the checkpoint."""
         nonlocal to_compare, recorded
         saved = checkpoint.manifest.get("settings")
@@ -93,9 +95,11 @@ def save_checkpoints(
         same_software = has_same_software(checkpoint.manifest)
         hyperparams = read_hyperparams(checkpoint.state)
         differences = compare_settings(saved, to_compare, hyperparams, same_software=same_software)
+        where = f"checkpoint {checkpoint.epoch} in {checkpoints.directory}"
+        with annotate_errors(f"in restoring {where}"):
+            differences = mark_starting_arrays(differences, start, checkpoint.state)
         recorded, to_compare = merge_saved_settings(to_compare, differences), {}
         if differences and is_main_process():
-            where = f"checkpoint {checkpoint.epoch} in {checkpoints.directory}"
             log.warning(format_warning(where, differences))
 
     def restore(template: TrainState) -> RestoredState | None:
@@ -110,7 +114,7 @@ def save_checkpoints(
         if checkpoint is None:
             return None
         saved_epoch = checkpoint.epoch
-        compare(checkpoint)
+        compare(checkpoint, template)
         return RestoredState(checkpoint.state, checkpoint.scores)
 
     def check_lock() -> None:

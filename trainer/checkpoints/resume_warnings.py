@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
+from trainer.checks.pytrees import format_path
 from trainer.hook import RunSettings
+from trainer.loop.closure_settings import hash_array
 from trainer.loop.run_description import HYPERPARAMS, KEY
+from trainer.state import TrainState
 
 _MOST = 30
 """The most differences that are listed."""
@@ -23,11 +29,13 @@ class Difference(NamedTuple):
     saved: str
     """Its value there; `nothing` if it had none."""
     now: str
+    leaf: str = ""
+    """Path of the leaf of the state that starts as this array, if there is one."""
 
     @property
     def kept(self) -> bool:
         """Whether the checkpoint's value is in force, not the script's."""
-        return self.subject in (KEY, HYPERPARAMS)
+        return self.subject in (KEY, HYPERPARAMS) or bool(self.leaf)
 
     @property
     def what(self) -> str:
@@ -38,7 +46,7 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         line = f"{self.what}: saved {self.saved}, now {self.now}"
-        if self.subject == KEY:
+        if self.subject == KEY or self.leaf:
             return f"{line}; the saved one is in force: another directory starts with the new one"
         if self.subject == HYPERPARAMS:
             setting = f"{self.name.rpartition('/')[2]}={self.now}"
@@ -78,6 +86,67 @@ def compare_settings(
     return [one for place, one in enumerate(found) if not _is_part(one, found[:place])]
 
 
+def mark_starting_arrays(
+    differences: Sequence[Difference], start: TrainState, restored: TrainState
+) -> list[Difference]:
+    """Mark the differences in arrays with which the state starts, and set `leaf` to their paths.
+
+    Such are parameters that `models.pretrained` was given, and the base of adapters. A resumed run
+    has those of the checkpoint.
+
+    Args:
+        differences: between a checkpoint and the script.
+        start: the state that the script made.
+        restored: the state of the checkpoint.
+
+    Raises:
+        ValueError: such a leaf has not changed since the run began. So it is frozen, and the run
+            would continue with it instead of the one that the script was given.
+    """
+    arrays = _index_arrays(differences, start, restored)
+    marked, frozen = [], []
+    for one in differences:
+        alike = [(_count_common_names(one.name, path), path) for path in arrays.get(one.now, ())]
+        common, path = max(alike, default=(0, ""))
+        if common:
+            one = one._replace(leaf=path)
+            if hash_array(arrays[one.now][path]) == one.saved:
+                frozen.append(f"{path}: saved {one.saved}, now {one.now}")
+        marked.append(one)
+    if frozen:
+        raise ValueError(
+            "the run was saved with other frozen arrays, and would continue with them instead of "
+            f"those that it is given:\n  {_join_lines(frozen)}\ngive it those that it was saved "
+            "with, or train in another directory"
+        )
+    return marked
+
+
+def _index_arrays(
+    differences: Sequence[Difference], start: TrainState, restored: TrainState
+) -> dict[str, dict[str, Any]]:
+    """Index restored arrays by what they are at the start, and by their path.
+
+    Only those are hashed that have the shape and dtype of a difference.
+    """
+    shapes = {one.now.rpartition(" ")[0] for one in differences}
+    found: dict[str, dict[str, Any]] = {}
+    for field in ("params", "model_state", "carry"):
+        trees = getattr(start, field), getattr(restored, field)
+        leaves, others = map(jax.tree_util.tree_leaves_with_path, trees)
+        for (place, first), (_, now) in zip(leaves, others, strict=True):
+            if f"{getattr(first, 'dtype', None)}{list(np.shape(first))}" in shapes:
+                path = f"{field}/{format_path(place)}"
+                found.setdefault(hash_array(first), {})[path] = now
+    return found
+
+
+def _count_common_names(setting: str, path: str) -> int:
+    """Return how many names of a setting `a.b[c]` are in a path `a/b/c`."""
+    names = setting.translate(str.maketrans("[", ".", "]")).split(".")
+    return len({*names} & {*path.split("/")})
+
+
 def _is_in_force(name: str, new: str, in_force: Mapping[str, str], hooks: Collection[str]) -> bool:
     """Return whether a hyperparameter has the script's value, or a hook sets it anyway."""
     short = name.rpartition("/")[2]
@@ -95,10 +164,13 @@ def _is_part(one: Difference, before: Sequence[Difference]) -> bool:
 
 def format_warning(where: str, differences: list[Difference]) -> str:
     """Format the differences as one warning."""
-    lines = [str(difference) for difference in differences[:_MOST]]
-    if len(differences) > _MOST:
-        lines.append(f"and {len(differences) - _MOST} more")
-    return f"{where} was saved by a script with other settings:\n  " + "\n  ".join(lines)
+    lines = _join_lines([str(difference) for difference in differences])
+    return f"{where} was saved by a script with other settings:\n  {lines}"
+
+
+def _join_lines(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
+    return "\n  ".join([*lines[:_MOST], *more])
 
 
 def merge_saved_settings(now: RunSettings, differences: list[Difference]) -> RunSettings:
