@@ -21,6 +21,7 @@ from trainer.checkpoints.arrays.sharing import EarlierPieces, list_earlier_piece
 from trainer.checkpoints.piece_reader import read_blocks
 from trainer.checkpoints.saved_config import config_differences, normalize_config
 from trainer.checkpoints.storage.run_paths import RunPath
+from trainer.data.iteration.mixture_sources import find_source_changes
 from trainer.host.processes import is_main_process
 from trainer.placement.meshes import describe_mesh
 from trainer.state import PyTree, TrainState
@@ -69,10 +70,11 @@ def restore_checkpoint(
     saved = manifests.parse_leaves(manifest)
     wanted = flatten_state(target)
     shared = {name: section for name, section in wanted.items() if name in saved}
-    lines = compare_leaves(
-        [leaf for name in shared for leaf in saved[name]],
-        [leaf for leaves, _, _ in shared.values() for leaf in leaves],
-    )
+    before = [leaf for name in shared for leaf in saved[name]]
+    after = [leaf for leaves, _, _ in shared.values() for leaf in leaves]
+    sources = find_source_changes((x.path for x in before), (x.path for x in after))
+    lines = [x for x in compare_leaves(before, after) if not x.startswith(tuple(sources))]
+    lines += sources.values()
     if config is not None and manifest["config"] is not None:
         config = normalize_config(config)
         try:

@@ -138,6 +138,23 @@ def test_a_run_does_not_resume_with_other_data(epoch_of):
         epoch_of(other.training(), start)
 
 
+@pytest.mark.parametrize("names", ["ac", "abc", "b"])
+def test_a_run_that_resumes_with_other_sources_lists_them(names, state, tmp_path):
+    def train(state, names, epochs):
+        sources = {name: data.MemoryMap(numbers(8), BATCH) for name in names}
+        mixed = data.mixture(sources, weights=dict.fromkeys(names, 1), steps_per_epoch=1)
+        saving = hooks.save_checkpoints(tmp_path, max_cost=None)
+        return trainer.fit(state, trainer.training(step, mixed), epochs=epochs, hooks=saving)[0]
+
+    trained = train(state, "ab", 1)
+    said = f"saved with the sources a, b; got {', '.join(names)}: keep the sources"
+    with pytest.raises(ValueError, match=f"does not fit this run:\n  .*train: {said}") as caught:
+        train(state, names, 2)
+    assert "/sources/" not in str(caught.value)
+    with pytest.raises(ValueError, match=rf"phase 'train' at state.carry\[.*\]: {said}"):
+        train(trained, names, 2)
+
+
 def test_a_mixture_has_a_length_and_can_be_iterated():
     source = make(steps_per_epoch=None)
     assert len(source) == (A + B) // BATCH == len(list(source))

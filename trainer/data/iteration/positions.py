@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from trainer.checks.pytrees import list_differences
+from trainer.data.iteration.mixture_sources import describe_source_changes, have_other_sources
 from trainer.data.source import POSITION
 from trainer.state import PyTree, TrainState
 
@@ -83,7 +84,10 @@ def ensure_position(state: TrainState, phase: str, start: PyTree) -> TrainState:
         )
     if name not in state.carry:
         return state.replace(carry={**state.carry, name: _put(start, state.step)})
-    if lines := list_differences(start, state.carry[name]):
+    if have_other_sources(saved := state.carry[name], start):
+        changes = describe_source_changes(saved["sources"], start["sources"])
+        raise ValueError(f"the mixture of phase {phase!r} at state.carry[{name!r}]: {changes}")
+    if lines := list_differences(start, saved):
         raise ValueError(
             f"state.carry[{name!r}] must be as the stream of phase {phase!r} keeps it; got that of "
             "another stream:\n  "
