@@ -11,8 +11,9 @@ import numpy as np
 
 from trainer.checks.arguments import require_integer
 from trainer.data.conversations.conversation_source import ConversationCounts, Conversations
-from trainer.data.conversations.example_forms import make_reader
+from trainer.data.conversations.example_forms import ExampleReader, make_reader
 from trainer.data.conversations.example_lines import read_json_lines
+from trainer.data.conversations.message_roles import ROLES, find_unknown_roles, list_roles
 from trainer.data.conversations.row_packing import pack_rows
 from trainer.data.conversations.segment_rows import place_segments
 from trainer.data.conversations.text_tokenizer import open_tokenizer
@@ -77,9 +78,9 @@ def chat(
         ImportError: `tokenizers` or `jinja2` is not installed.
         OSError: a file is missing or cannot be read.
         TypeError: the tokenizer is something else.
-        ValueError: the file is empty; a line is no JSON, or has another form; the template fails
-            on a conversation, which is named by its line; a tokenizer without a template is given
-            messages; no token is trained on; or a setting is out of range.
+        ValueError: the file is empty; a line is no JSON, or has another form; a role is misspelt,
+            or the template fails on a conversation, which is named by its line; a tokenizer without
+            a template is given messages; no token is trained on; or a setting is out of range.
 
     See also: `docs/data.md`; `data.preferences`, `data.mixture`.
 
@@ -107,7 +108,7 @@ def chat(
     check_too_long(too_long)
     opened = open_tokenizer(tokenizer, "data.chat")
     reader = make_reader(opened, template, "data.chat", everything=train_on == "all")
-    texts = list(encode_texts(opened, read_examples(path, "data.chat", part, reader.read_chat)))
+    texts = list(encode_texts(opened, read_examples(path, reader.read_chat, reader, part)))
     kept = [one for one in texts if len(one.tokens) > 1]
     if too_long == "drop":
         kept = [one for one in kept if len(one.tokens) <= most]
@@ -120,8 +121,10 @@ def chat(
         tokens=sum(len(one.tokens) - 1 for one in shortened),
         trained=sum(int(one.trained[1:].sum()) for one in shortened),
         crossing=sum(one.crosses for one in kept),
+        unanswered=sum(not one.trained.any() for one in texts),
     )
-    require_trained(counts, path, "data.chat")
+    longest = max(len(one.tokens) for one in texts)
+    require_trained(reader.who, path, counts, length=length, longest=longest, too_long=too_long)
     lengths = np.array([len(one.tokens) - 1 for one in shortened])
     rows = pack_rows(lengths, length) if pack else [[index] for index in range(len(lengths))]
     source = Conversations(
@@ -137,21 +140,33 @@ def chat(
 
 def read_examples(
     path: str | os.PathLike[str],
-    who: str,
-    part: tuple[float, float],
     read: Callable[[Mapping[str, Any]], T],
+    reader: ExampleReader,
+    part: tuple[float, float],
 ) -> Iterator[T]:
-    """Yield what a function reads of each line, and name the line in its errors.
+    """Yield what a function of a reader makes of each line, and name the line in its errors.
+
+    A warning lists roles that are not known, in the end.
 
     Raises:
         OSError: the file is missing or cannot be read.
-        ValueError: the file is empty, a line is no JSON object, or the function raises it.
+        ValueError: the file is empty, a line is no JSON object, a role is misspelt, or the function
+            raises it.
     """
-    for line in read_json_lines(path, who, part):
+    unknown: dict[str, str] = {}
+    for line in read_json_lines(path, reader.who, part):
         try:
+            for role in find_unknown_roles(line.values, reader.template):
+                unknown.setdefault(role, line.where)
             yield read(line.values)
         except ValueError as error:
             raise ValueError(f"{line.where}: {error}") from error
+    for role, where in unknown.items():
+        log.warning(
+            "%s: the role %r, first in %s, is neither one of %s, nor named by the chat template; "
+            "only messages of 'assistant' are trained on",
+            *(reader.who, role, where, ", ".join(ROLES)),
+        )
 
 
 def check_too_long(too_long: str) -> None:
@@ -160,14 +175,40 @@ def check_too_long(too_long: str) -> None:
         raise ValueError(f"too_long must be 'cut' or 'drop'; got {too_long!r}")
 
 
-def require_trained(counts: ConversationCounts, path: str | os.PathLike[str], who: str) -> None:
-    """Raise ValueError if no token is trained on."""
-    if not counts.trained:
-        raise ValueError(
-            f"{who} needs a token to train on; of {counts.read} examples of {os.fspath(path)}, "
-            f"{counts.dropped} were dropped and {counts.cut} cut, and what is left has none: raise "
-            "length, or look for messages with the role 'assistant'"
-        )
+def require_trained(
+    who: str,
+    path: str | os.PathLike[str],
+    counts: ConversationCounts,
+    *,
+    length: int,
+    longest: int,
+    too_long: str,
+) -> None:
+    """Raise ValueError if no token is trained on, and say why.
+
+    Args:
+        who: what reads the file.
+        path: of the file.
+        counts: of its examples.
+        length: inputs of an example at most.
+        longest: tokens of the longest example.
+        too_long: what happened to longer examples, `cut` or `drop`.
+    """
+    if counts.trained:
+        return
+    if counts.unanswered == counts.read:
+        why = "completions are empty"
+        if any(list_roles(line.values) for line in read_json_lines(path, who)):
+            why = "no message with a content has the role 'assistant'"
+    elif longest > length + 1:
+        why = "prompts leave no room for an answer" if too_long == "cut" else "answers are too long"
+        why += f": the longest example has {longest} tokens; raise length, which is {length}"
+    else:
+        why = "what is left has fewer than two tokens, or two answers that are the same"
+    raise ValueError(
+        f"{who} needs a token to train on; of {counts.read} examples of {os.fspath(path)}, "
+        f"{counts.dropped} were dropped and {counts.cut} cut: {why}"
+    )
 
 
 def log_counts(who: str, path: str | os.PathLike[str], source: Conversations, length: int) -> None:
@@ -179,6 +220,12 @@ def log_counts(who: str, path: str | os.PathLike[str], source: Conversations, le
         *(who, counts.read, os.fspath(path), source.size, 100 * counts.tokens / room),
         *(counts.tokens, counts.trained, counts.cut, length + 1, counts.dropped, counts.untrained),
     )
+    if counts.unanswered:
+        log.warning(
+            "%s: %d of %d examples of %s have no answer (no message with the role 'assistant', or "
+            "an empty completion), and teach nothing",
+            *(who, counts.unanswered, counts.read, os.fspath(path)),
+        )
     if counts.crossing:
         log.warning(
             "%s: in %d examples of %s a token holds the end of a prompt and the beginning of an "

@@ -31,6 +31,8 @@ class ChatTemplate:
     """Whether it surrounds the assistant's text by `{% generation %}` blocks."""
     compiled: Callable[..., str]
     """Called with `messages`, `tools`, `documents` and `add_generation_prompt`."""
+    literals: frozenset[str]
+    """The texts in its expressions, among them the roles that it tells apart."""
 
     def render(
         self, messages: Sequence[Message], *, prompt: bool = False, variables: Mapping[str, Any]
@@ -87,6 +89,7 @@ def compile_template(
     with require_extra("language", who, "jinja2"):
         import jinja2
         import jinja2.meta
+        import jinja2.nodes
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -97,7 +100,9 @@ def compile_template(
     source = _GENERATION.sub(r"\1 call mark_generation() \2", text)
     source = _END_GENERATION.sub(r"\1 endcall \2", source)
     try:
-        read = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        parsed = environment.parse(source)
+        read = jinja2.meta.find_undeclared_variables(parsed)
+        constants = [node.value for node in parsed.find_all(jinja2.nodes.Const)]
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(
@@ -113,7 +118,8 @@ def compile_template(
     def render(**variables: Any) -> str:
         return template.render(**(special_tokens or {}), **variables)
 
-    return ChatTemplate(name, source != text, render)
+    literals = frozenset(value for value in constants if isinstance(value, str))
+    return ChatTemplate(name, source != text, render, literals)
 
 
 def split_marks(rendered: str) -> tuple[str, list[tuple[int, int]]]:

@@ -34,6 +34,8 @@ class ConversationCounts(NamedTuple):
     crossing: int
     """Examples with a token that holds the end of a prompt and the beginning of an answer. It is
     not trained on: a prompt should end without a space, and the answer begin with it."""
+    unanswered: int
+    """Examples without an answer: with no message of the assistant, or an empty completion."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -77,7 +77,7 @@ def preferences(
     check_too_long(too_long)
     opened = open_tokenizer(tokenizer, "data.preferences")
     reader = make_reader(opened, template, "data.preferences")
-    pairs = read_examples(path, "data.preferences", part, reader.read_pair)
+    pairs = read_examples(path, reader.read_pair, reader, part)
     texts = list(encode_texts(opened, (text for pair in pairs for text in pair)))
     kept, cut = [], 0
     for pair in zip(texts[::2], texts[1::2], strict=True):
@@ -95,8 +95,13 @@ def preferences(
         tokens=sum(len(one.tokens) - 1 for one in kept),
         trained=sum(int(one.trained[1:].sum()) for one in kept),
         crossing=sum(a.crosses or b.crosses for a, b in zip(kept[::2], kept[1::2], strict=True)),
+        unanswered=sum(
+            not (a.trained.any() and b.trained.any())
+            for a, b in zip(texts[::2], texts[1::2], strict=True)
+        ),
     )
-    require_trained(counts, path, "data.preferences")
+    longest = max(len(one.tokens) for one in texts)
+    require_trained(reader.who, path, counts, length=length, longest=longest, too_long=too_long)
     pairs_of_rows = [[index, index + 1] for index in range(0, len(kept), 2)]
     source = Conversations(
         place_segments(kept, pairs_of_rows, 2 * length, width=length),

@@ -44,8 +44,9 @@ def describe_source_changes(saved: Iterable[str], given: Iterable[str]) -> str:
 
 def have_other_sources(saved: Any, given: Any) -> bool:
     """Return whether two positions are those of mixtures of different sources."""
-    both = [one.get("sources") if isinstance(one, Mapping) else None for one in (saved, given)]
-    return all(isinstance(one, Mapping) for one in both) and both[0].keys() != both[1].keys()
+    positions = isinstance(saved, Mapping) and isinstance(given, Mapping)
+    mixed = positions and "sources" in saved and "sources" in given
+    return mixed and saved["sources"].keys() != given["sources"].keys()
 
 
 def _group_sources(paths: Iterable[str]) -> dict[str, dict[str, None]]:
