@@ -34,7 +34,7 @@ def compile_phases(
     for phase in phases:
         example = phase.feed.example if phase.feed else output
         lowered.append(phase.lower(state, example, donate=donate))
-        output, _ = phase.infer_shapes(state, output, donate=donate)
+        output = phase.infer_shapes(state, output, donate=donate).output
     names = [phase.name for phase in phases]
     pending: dict[str, ComputedOnce[Any]] = dict(zip(names, lowered, strict=True))
     for hook in hooks:

@@ -24,7 +24,7 @@ from trainer.loop.run_description import check_same_settings, send_description
 from trainer.phases.compiled_phase import CompiledPhase
 from trainer.phases.metrics import Metrics
 from trainer.phases.phase import Phase
-from trainer.phases.state_buffers import copy_state
+from trainer.phases.state_buffers import copy_leaves, make_arrays
 from trainer.state import MAX_STEP, TrainState, check_step_limit, read_step_count, require_state
 
 log = logging.getLogger("entracte")
@@ -185,10 +185,12 @@ def _start(
     names = [phase.name for phase in plan.phases]
     check_same(f"{plan.epochs} epochs of {names}, {[hook.name for hook in plan.hooks]}")
     check_same_settings(state, plan.phases, plan.hooks)
-    given, state = state, copy_state(state)
+    given, state = state, make_arrays(state)
     for phase in plan.phases:
         state = phase.add_position(state)
-    check_requirements(plan.events.order, _check_phases(plan, state), state)
+    measured, passed = _check_phases(plan, state)
+    check_requirements(plan.events.order, measured, state)
+    state = copy_leaves(state, [not one for one in passed])
 
     send_description(given, plan.phases, plan.hooks)
     state, metrics = restore_state(plan.hooks, init_hook_states(plan.hooks, state))
@@ -208,11 +210,17 @@ def _start(
     return state, metrics
 
 
-def _check_phases(plan: Plan, state: TrainState) -> dict[str, list[str]]:
-    """Check that the phases fit the state and one another; return the names of their metrics."""
+def _check_phases(plan: Plan, state: TrainState) -> tuple[dict[str, list[str]], Sequence[bool]]:
+    """Check that the phases fit the state and one another.
+
+    Returns:
+        The names of their metrics; of each leaf of the state whether all of them pass it through.
+    """
     measured, output = {}, None
+    passed: list[tuple[bool, ...]] = []
     for phase in plan.phases:
-        output, reported = phase.infer_shapes(state, output, donate=plan.donate)
+        output, reported, passes = phase.infer_shapes(state, output, donate=plan.donate)
         phase.verify(state)
         measured[phase.name] = list(phase.expand_metric_names(reported))
-    return measured
+        passed.append(passes)
+    return measured, [*map(all, zip(*passed, strict=True))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from trainer.checks.arguments import describe_value
 from trainer.host.time_spans import StepCounter
-from trainer.phases.compilation import is_debug_mode
+from trainer.phases.compilation import is_debug_mode, read_jax_settings
 from trainer.phases.dispatches import choose_dispatch_count, lower_dispatches
 from trainer.phases.executors import (
     ExecutorChoice,
@@ -23,8 +24,17 @@ from trainer.phases.in_place_changes import MutationGuard
 from trainer.phases.jaxprs import count_flops
 from trainer.phases.packed import PackedLayout, get_shapes, pack
 from trainer.phases.reductions import check_metrics, to_arrays
-from trainer.phases.state_buffers import check_structure
-from trainer.placement.constraints import choose_output_shardings, constrain_state
+from trainer.phases.state_buffers import (
+    LeafSplit,
+    check_structure,
+    find_passed_leaves,
+    lower_split,
+)
+from trainer.placement.constraints import (
+    choose_output_shardings,
+    constrain_changes,
+    constrain_state,
+)
 from trainer.state import LIVE, PyTree, TrainState
 
 PhaseFunction = Callable[[TrainState, Any], tuple[TrainState, PyTree, dict[str, Any]]]
@@ -78,14 +88,23 @@ def trace(
     return traced, measured[0]
 
 
+def split_state(computation: Computation, traced: Any, state: TrainState) -> LeafSplit:
+    """Split a state by what its computation, once traced, passes through."""
+    if computation.updates_state:
+        return find_passed_leaves(traced.jaxpr, state)
+    leaves, structure = jax.tree.flatten(state)
+    return LeafSplit(structure, (True,) * len(leaves))
+
+
 def _run_measured(
     computation: Computation, state: TrainState, data: Any
 ) -> tuple[TrainState, PyTree, tuple[Any, ...]]:
     """Run; return with the metrics the steps taken and, for a population, the live members."""
-    state = constrain_state(state)
-    after, output, metrics = run_checked(computation.run, computation.name, state, data)
+    within = constrain_state(state)
+    after, output, metrics = run_checked(computation.run, computation.name, within, data)
     live = (state.carry[LIVE],) if computation.population else ()
-    return after, output, (metrics, after.step - state.step, *live)
+    numbers = metrics, after.step - state.step, *live
+    return constrain_changes(state, within, after), output, numbers
 
 
 def run_checked(
@@ -117,12 +136,27 @@ def compute_signature(tree: PyTree, *, placed: bool = False) -> Any:
     )
 
 
+def make_compilation_key(state: PyTree, data: PyTree, donate: bool) -> tuple[Any, ...]:
+    """Return what a function is traced and compiled for; lowered, it keeps the placement."""
+    shapes = compute_signature(state, placed=True), compute_signature(data)
+    return *shapes, donate, read_jax_settings()
+
+
 Packed = jax.Array | list[jax.Array]
 """Packed measurements of a compiled phase; one array per dispatch where there are several."""
 
 PhaseRunner = Callable[..., tuple[TrainState, PyTree, Packed]]
 """`(device part, data, advance) -> (device part, output, packed)`; `advance` counts the steps as
 they are dispatched, if given."""
+
+
+class PhaseShapes(NamedTuple):
+    """The shapes of what a phase returns, and which leaves of the state it passes through."""
+
+    output: PyTree
+    metrics: dict[str, Any]
+    passed: tuple[bool, ...]
+    """Of each leaf of the device part, whether the very array is passed on."""
 
 
 class CompiledPhase(NamedTuple):
@@ -138,6 +172,8 @@ class CompiledPhase(NamedTuple):
     """Steps per piece of data, if measurements are packed per step."""
     in_turn: str | None = None
     """Why it must not be sent to the device before its turn, if so."""
+    passed: tuple[bool, ...] = ()
+    """Of each leaf of the device part, whether it is passed through."""
 
 
 def lower_phase(
@@ -179,20 +215,25 @@ def lower_phase(
         if steps is not None:
             count = choose_dispatch_count(steps, count_flops(traced.jaxpr), devices)
     lowered: Callable[[], PhaseRunner]
+    split = split_state(computation, traced, state)
     if scanned is not None and choice.executor == "step":
-        lowered = lower_steps(scanned, state, data, measured, donate=donate)
+        lowered = lower_steps(scanned, state, data, measured, split, donate=donate)
     elif scanned is not None and count > 1:
         many = f", in {count} dispatches of {(steps or 0) // count} steps"
         choice = choice._replace(reason=choice.reason + many)
-        lowered = lower_dispatches(scanned, state, data, count, donate=donate)
+        lowered = lower_dispatches(scanned, state, data, count, split, donate=donate)
     else:
-        lowered = _lower_whole(computation, traced, steps)
+        lower = traced.lower
+        if computation.updates_state and any(split.passed):
+            lower = functools.partial(lower_split, traced, split, state, data, donate=donate)
+        lowered = _lower_whole(computation, lower, steps)
     layout = PackedLayout.from_shapes(measured)
     signature, in_turn = compute_signature(data), _find_reason_to_wait(traced, choice)
 
     def finish() -> CompiledPhase:
         stepwise = scanned is not None
-        return CompiledPhase(lowered(), layout, stepwise, choice, signature, steps, in_turn)
+        about = choice, signature, steps, in_turn, split.passed
+        return CompiledPhase(lowered(), layout, stepwise, *about)
 
     return finish
 
@@ -207,9 +248,9 @@ def _find_reason_to_wait(traced: Any, choice: ExecutorChoice) -> str | None:
 
 
 def _lower_whole(
-    computation: Computation, traced: Any, steps: int | None
+    computation: Computation, lower: Callable[[], Any], steps: int | None
 ) -> Callable[[], PhaseRunner]:
-    """Lower a computation for one dispatch, or jit it for JAX's debug modes.
+    """Lower a computation for one dispatch by `lower`, or jit it for JAX's debug modes.
 
     These inspect calls, and numbers before packing.
     """
@@ -218,7 +259,7 @@ def _lower_whole(
         after, output, numbers = _run_measured(computation, state, data)
         return after if computation.updates_state else None, output, pack(numbers), numbers
 
-    lowered = None if is_debug_mode() else traced.lower()
+    lowered = None if is_debug_mode() else lower()
     changes = computation.updates_state
 
     def finish() -> PhaseRunner:

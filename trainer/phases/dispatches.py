@@ -11,6 +11,7 @@ import jax
 from trainer.host.time_spans import StepCounter
 from trainer.phases.compilation import lower_ahead
 from trainer.phases.executors import ScannedStep
+from trainer.phases.state_buffers import LeafSplit
 from trainer.state import PyTree, TrainState
 
 AT_MOST = 16
@@ -48,12 +49,19 @@ each dispatch."""
 
 
 def lower_dispatches(
-    scanned: ScannedStep, state: TrainState, piece: Any, count: int, *, donate: bool
+    scanned: ScannedStep,
+    state: TrainState,
+    piece: Any,
+    count: int,
+    split: LeafSplit,
+    *,
+    donate: bool,
 ) -> Callable[[], DispatchRunner]:
     """Lower a scan that runs in several dispatches, with the same bits as in one.
 
     Two functions are lowered: the order of an epoch's data, and the steps of one dispatch. The
-    number of dispatches, `count`, divides the steps.
+    number of dispatches, `count`, divides the steps. Leaves that a step passes through, by `split`,
+    are not copied.
 
     Returns:
         A function that compiles them, on any thread.
@@ -65,15 +73,16 @@ def lower_dispatches(
         return [jax.tree.map(operator.itemgetter(part), parts) for part in range(count)]
 
     def advance_state(
-        state: TrainState, piece: Any, rows: PyTree
-    ) -> tuple[TrainState | None, jax.Array]:
-        after, packed, _ = scanned.packed(state, piece, rows)
-        return after if scanned.updates_state else None, packed
+        changing: list[Any], passed: list[Any], piece: Any, rows: PyTree
+    ) -> tuple[list[Any] | None, jax.Array]:
+        after, packed, _ = scanned.packed(split.join(changing, passed), piece, rows)
+        return split.split(after)[0] if scanned.updates_state else None, packed
 
     lowered_begin = lower_ahead(begin, state, piece)
     rows = jax.eval_shape(begin, state, piece)[0]
     donated = (0,) if donate else ()
-    lowered = lower_ahead(advance_state, state, piece, rows, donate_argnums=donated)
+    arguments = *split.split(state), piece, rows
+    lowered = lower_ahead(advance_state, *arguments, donate_argnums=donated)
 
     def finish() -> DispatchRunner:
         begun, few = lowered_begin(), lowered()
@@ -82,13 +91,14 @@ def lower_dispatches(
             state: TrainState, piece: Any, advance: StepCounter | None = None
         ) -> tuple[TrainState, None, list[jax.Array]]:
             tables = []
+            changing, passed = split.split(state)
             for rows in begun(state, piece):
-                after, packed = few(state, piece, rows)
-                state = after if scanned.updates_state else state
+                after, packed = few(changing, passed, piece, rows)
+                changing = after if scanned.updates_state else changing
                 tables.append(packed)
                 if advance is not None:
                     advance.add(len(packed), packed)
-            return state, None, tables
+            return split.join(changing, passed), None, tables
 
         return run
 

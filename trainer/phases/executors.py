@@ -17,9 +17,11 @@ from trainer.phases.batch_functions import StepFunction
 from trainer.phases.compilation import is_debug_mode, lower_ahead
 from trainer.phases.jaxprs import has_convolution
 from trainer.phases.packed import PackedLayout, get_shapes, pack
+from trainer.phases.state_buffers import LeafSplit
 from trainer.placement.constraints import (
     check_batch,
     choose_output_shardings,
+    constrain_changes,
     constrain_state,
     replicate_outputs,
     replicate_shapes,
@@ -115,8 +117,10 @@ class ScannedStep:
         if self.updates_state:
             check_batch(batch)
         batch = split_batch(batch)
-        after, metrics = self.step(constrain_state(state), batch)
-        return constrain_state(after), (metrics, after.step - state.step)
+        constrained = constrain_state(state)
+        after, metrics = self.step(constrained, batch)
+        steps = after.step - state.step
+        return constrain_changes(state, constrained, after), (metrics, steps)
 
     def packed(
         self, state: TrainState, piece: Any, rows: Any = None
@@ -169,12 +173,18 @@ StepRunner = Callable[..., tuple[TrainState, None, jax.Array]]
 
 
 def lower_steps(
-    scanned: ScannedStep, state: TrainState, piece: Any, measured: PyTree, *, donate: bool
+    scanned: ScannedStep,
+    state: TrainState,
+    piece: Any,
+    measured: PyTree,
+    split: LeafSplit,
+    *,
+    donate: bool,
 ) -> Callable[[], StepRunner]:
     """Lower a step that is dispatched one by one; its metrics are collected on the device.
 
-    A state that it does not change is never copied. `measured` are the shapes of (metrics, steps
-    taken) of one step.
+    A state that it does not change is never copied, nor are the leaves that it passes through,
+    by `split`. `measured` are the shapes of (metrics, steps taken) of one step.
 
     Returns:
         A function that compiles it, on any thread.
@@ -187,19 +197,20 @@ def lower_steps(
         table = jnp.zeros((steps, words), jnp.uint32)
         return scanned.order(state, piece), table, jnp.zeros((), jnp.int32)
 
-    def advance(state: TrainState, scratch: Any, order: Any, piece: Any) -> Any:
-        table, place = scratch
+    def advance(changing: Any, passed: Any, scratch: Any, order: Any, piece: Any) -> Any:
+        state, (table, place) = split.join(changing, passed), scratch
         row = jax.tree.map(lambda rows: rows[place], order)
         after, numbers = scanned.run_once(state, scanned.batch(piece, row))
         table = table.at[place].set(pack(numbers))
         seen = numbers[0] if is_debug_mode() else None  # JAX sees no nan in packed words
-        return after if changes else None, (table, place + 1), seen
+        return split.split(after)[0] if changes else None, (table, place + 1), seen
 
     lowered_start = lower_ahead(start, state, piece, **replicate_outputs())
     order, table, place = replicate_shapes(jax.eval_shape(start, state, piece))
-    arguments = state, (table, place), order, piece
+    arguments = *split.split(state), (table, place), order, piece
     options = choose_output_shardings(updates_state=changes)
-    donated = (0, 1) if donate else (1,)
+    options = split.split_shardings(options) if changes else options
+    donated = (0, 2) if donate else (2,)
     lowered = lower_ahead(advance, *arguments, donate_argnums=donated, **options)
 
     def finish() -> StepRunner:
@@ -210,9 +221,10 @@ def lower_steps(
         ) -> tuple[TrainState, None, jax.Array]:
             order, table, place = compiled_start(state, piece)
             scratch, reported, earlier = (table, place), 0, None
+            changing, passed = split.split(state)
             for done in range(1, steps + 1):
-                after, scratch, _ = compiled(state, scratch, order, piece)
-                state = after if changes else state
+                after, scratch, _ = compiled(changing, passed, scratch, order, piece)
+                changing = after if changes else changing
                 if several and done % IN_FLIGHT == 0:
                     jax.block_until_ready(earlier)
                     earlier = _copy_progress(scratch[1])
@@ -220,7 +232,7 @@ def lower_steps(
                 if advance is not None and due:
                     advance.add(done - reported, _copy_progress(scratch[1]))
                     reported = done
-            return state, None, scratch[0]
+            return split.join(changing, passed), None, scratch[0]
 
         return run
 

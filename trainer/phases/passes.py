@@ -17,7 +17,7 @@ from trainer.phases.compiled_phase import PhaseFunction, run_checked
 from trainer.phases.executors import RepeatedStep, ScannedStep
 from trainer.phases.phase import Phase
 from trainer.phases.reductions import check_metrics
-from trainer.placement.constraints import constrain_state
+from trainer.placement.constraints import constrain_changes, constrain_state
 from trainer.state import LIVE, PyTree, TrainState
 
 
@@ -150,9 +150,9 @@ class _Pass:
         measured = {}
         for act, piece in zip(self.acts, pieces, strict=True):
             data = piece if act.reads else output
-            inside, output, measured[act.name] = run_checked(
-                act.run, act.name, constrain_state(inside), data
-            )
+            within = constrain_state(inside)
+            after, output, measured[act.name] = run_checked(act.run, act.name, within, data)
+            inside = constrain_changes(inside, within, after)
             if not act.population:
                 check_metrics(measured[act.name], act.reduce, act.name)
         live = inside.carry[LIVE] if any(act.population for act in self.acts) else None
@@ -166,5 +166,7 @@ class _ScannedPasses(ScannedStep):
         return self.rows(piece, state.rng)
 
     def run_once(self, state: TrainState, batch: Any) -> tuple[TrainState, PyTree]:
-        after, metrics = self.step(constrain_state(state), batch)
-        return constrain_state(after), (metrics, after.step - state.step)
+        constrained = constrain_state(state)
+        after, metrics = self.step(constrained, batch)
+        steps = after.step - state.step
+        return constrain_changes(state, constrained, after), (metrics, steps)

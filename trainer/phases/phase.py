@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,14 +18,17 @@ from trainer.data.source import Check, Feed, Source
 from trainer.host.computed_once import ComputedOnce
 from trainer.host.exception_notes import annotate_errors
 from trainer.host.time_spans import span, start_step_counter, time_items
-from trainer.phases.compilation import SharedCache, get_shared_cache, pause_gc, read_jax_settings
+from trainer.phases.compilation import SharedCache, get_shared_cache, pause_gc
 from trainer.phases.compiled_phase import (
     CompiledPhase,
     Computation,
     Packed,
     PhaseFunction,
+    PhaseShapes,
     compute_signature,
     lower_phase,
+    make_compilation_key,
+    split_state,
     trace,
 )
 from trainer.phases.dispatch import Dispatch, Dispatched
@@ -164,8 +168,8 @@ class Phase:
 
     def infer_shapes(
         self, state: TrainState, previous: PyTree = None, *, donate: bool = False
-    ) -> tuple[PyTree, dict[str, Any]]:
-        """Return the shapes of (output, metrics), without computing anything.
+    ) -> PhaseShapes:
+        """Return the shapes of what it returns, without computing anything.
 
         `previous` is the output of the phase before, or its shapes; `donate` is that of the later
         compilation, so that it is traced once.
@@ -174,11 +178,12 @@ class Phase:
         data = self.feed.example if self.feed else previous
         with trace_on_mesh(state):
             traced, numbers = self._trace(state, self._shape(data, state), donate)
-        return traced.out_info[1], numbers[0]
+        split = split_state(self.computation, traced, state)
+        return PhaseShapes(traced.out_info[1], numbers[0], split.passed)
 
     def list_metric_names(self, state: TrainState) -> tuple[str, ...]:
         """Return the names of the metrics that it reports, prefix included."""
-        return self.expand_metric_names(self.infer_shapes(state)[1])
+        return self.expand_metric_names(self.infer_shapes(state).metrics)
 
     def expand_metric_names(self, metrics: Any) -> tuple[str, ...]:
         """Return the names of the metrics of `run` and of those that `finalize` derives."""
@@ -198,7 +203,7 @@ class Phase:
     def lower(self, state: TrainState, data: Any, *, donate: bool) -> ComputedOnce[CompiledPhase]:
         """Trace and lower it for this structure of state and data; compile it when asked."""
         state, donate = strip_host_fields(state), donate and self.updates_state
-        key, compiled = self._make_key(state, data, donate), self._shared.compiled
+        key, compiled = make_compilation_key(state, data, donate), self._shared.compiled
         if key not in compiled:
             data = self._shape(data, state)
             executor = self.repeated_step.executor if self.repeated_step else None
@@ -248,7 +253,9 @@ class Phase:
         advance = start_step_counter(self.name, self.feed.steps if self.feed else None)
         for piece, position in time_items(self.pieces(device, previous), "data", self.name):
             if compiled is None or not self._suits(compiled, piece):
-                compiled = self.get_compiled(device, piece, donate=donate)
+                before, compiled = compiled, self.get_compiled(device, piece, donate=donate)
+                if before and any(map(operator.gt, before.passed, compiled.passed)):
+                    compiled = self.get_compiled(device, piece, donate=False)  # not what is kept
             if advance is not None and self.feed and piece is self.feed.example:
                 advance.total = compiled.steps  # all the data is on the device
             if compiled.in_turn:
@@ -286,14 +293,8 @@ class Phase:
 
     def _trace(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
         """Return the traced function, and the shapes of what it measures, as `trace` does; once."""
-        key, traces = self._make_key(state, data, donate), self._shared.traces
+        key, traces = make_compilation_key(state, data, donate), self._shared.traces
         if key not in traces:
             with annotate_errors(f"in checking phase {self.name!r}"), pause_gc():
                 traces[key] = trace(self.computation, state, data, donate=donate)
         return traces[key]
-
-    @staticmethod
-    def _make_key(state: TrainState, data: Any, donate: bool) -> tuple[Any, ...]:
-        """Return what a function is traced and compiled for; lowered, it keeps the placement."""
-        shapes = compute_signature(state, placed=True), compute_signature(data)
-        return *shapes, donate, read_jax_settings()

@@ -98,6 +98,20 @@ def constrain_state(state: TrainState) -> TrainState:
     return jax.tree.map(lax.with_sharding_constraint, state, placement.shardings)
 
 
+def constrain_changes(given: TrainState, constrained: TrainState, after: TrainState) -> TrainState:
+    """Constrain the state after a function; what it passes through becomes the `given` leaf again.
+
+    The function was called with `constrain_state(given)`. JAX sees then that a loop passes it on.
+    """
+    if (placement := _get_placement()) is None:
+        return after
+
+    def constrain(before: Any, within: Any, leaf: Any, sharding: Any) -> Any:
+        return before if leaf is within else lax.with_sharding_constraint(leaf, sharding)
+
+    return jax.tree.map(constrain, given, constrained, after, placement.shardings)
+
+
 def check_batch(batch: PyTree) -> None:
     """Raise ValueError if the axis `data` does not divide a batch `[batch, ...]`."""
     size, parts = len(jax.tree.leaves(batch)[0]), _count_parts()

@@ -166,7 +166,7 @@ def cost(
             temporary_bytes=None if memory is None else int(memory.temp_size_in_bytes),
             collectives=count_collectives(compiled.as_text() or ""),
         )
-        output, _ = phase.infer_shapes(state if mesh is None else shapes, output)
+        output = phase.infer_shapes(state if mesh is None else shapes, output).output
     return costs
 
 
