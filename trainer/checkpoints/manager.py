@@ -13,6 +13,7 @@ import numpy as np
 
 from trainer.checkpoints import parts, publishing, run_id, select
 from trainer.checkpoints.arrays import host_snapshot
+from trainer.checkpoints.arrays.copied_arrays import CopiedArrays
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import flatten_state
 from trainer.checkpoints.arrays.sharing import EarlierPieces
@@ -88,7 +89,7 @@ class Checkpoints:
         self._written: set[int] = set()
         self._worker = SaveWorker("entracte-save", time_limit=time_limit, remedy=SLOW_DISK_REMEDY)
         self._buffer, self._memory = np.empty(0, np.uint8), publishing.RunMemory()
-        self._earlier = EarlierPieces()
+        self._earlier, self._copied = EarlierPieces(), CopiedArrays()
         self._blocked_seconds = self._seconds_before = 0.0
         if not read_only:
             with fail_together(f"opening {self.directory}"):
@@ -137,8 +138,9 @@ class Checkpoints:
             head: dict[str, Any] = {"scores": numbers, "config": config, "settings": settings}
             head["mesh"] = describe_mesh(state)
             sections = flatten_state(state)
-            leaves, self._buffer = host_snapshot.copy_to_host(sections, self._buffer)
-            snapshot = parts.Snapshot(epoch, leaves, self._buffer)
+            arguments = sections, self._buffer, self._copied
+            leaves, self._buffer = host_snapshot.copy_to_host(*arguments)
+            snapshot = parts.Snapshot(epoch, leaves, self._buffer, self._copied)
             writers = host_snapshot.count_writers(sections)
             stage = self._staging.choose_stage(epoch)
         self._blocked_seconds += time.perf_counter() - began
@@ -274,6 +276,7 @@ class Checkpoints:
                 self._worker.wait()  # alone: if one process fails, the others close elsewhere
         finally:
             self._buffer, self._earlier = np.empty(0, np.uint8), EarlierPieces()
+            self._copied.clear()
 
     @contextlib.contextmanager
     def _fail_together(self, what: str) -> Iterator[None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import xxhash
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import manifest_schema
 from trainer.checkpoints.arrays import array_storage, host_snapshot
+from trainer.checkpoints.arrays.copied_arrays import CopiedArrays
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import Leaf
 from trainer.checkpoints.arrays.piece_files import (
@@ -47,6 +48,8 @@ class Snapshot:
     """Of every section, with the pieces of this process."""
     buffer: np.ndarray
     """uint8 [bytes]: the pieces, one after another; it may be longer."""
+    copied: CopiedArrays = field(default_factory=CopiedArrays)
+    """The arrays in the buffer; it takes in their checksums."""
 
     def write(self, stage: RunPath, process: int, earlier: EarlierPieces) -> WrittenPart:
         """Write the pieces that changed since the last checkpoint into a new file, durably.
@@ -60,6 +63,7 @@ class Snapshot:
         checked = {
             name: host_snapshot.add_checksums(group, data) for name, group in self.leaves.items()
         }
+        self.copied.learn_checksums(chain.from_iterable(checked.values()))
         save = get_save_name(stage)
 
         def share(name: str) -> bool:

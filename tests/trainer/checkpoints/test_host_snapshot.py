@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.checkpoints.arrays import host_snapshot, two_threads
+from trainer.checkpoints.arrays.copied_arrays import CopiedArrays
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import ALIGNMENT, flatten_section, to_box
 from trainer.checkpoints.arrays.rebuild import rebuild_section
@@ -14,7 +15,9 @@ from trainer.checkpoints.arrays.rebuild import rebuild_section
 def taken(tree, buffer=None):
     leaves, values, structure = flatten_section("", tree)
     groups, buffer = host_snapshot.copy_to_host(
-        {"": (leaves, values, structure)}, np.empty(0, np.uint8) if buffer is None else buffer
+        {"": (leaves, values, structure)},
+        np.empty(0, np.uint8) if buffer is None else buffer,
+        CopiedArrays(),
     )
     data = buffer[: host_snapshot.count_bytes(groups[""])]
     return host_snapshot.add_checksums(groups[""], data), data, (leaves, values, structure)

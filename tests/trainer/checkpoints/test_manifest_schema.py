@@ -7,6 +7,7 @@ import pytest
 
 from trainer.checkpoints import manifest, manifest_schema
 from trainer.checkpoints.arrays import host_snapshot
+from trainer.checkpoints.arrays.copied_arrays import CopiedArrays
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import flatten_state
 from trainer.state import TrainState
@@ -23,7 +24,8 @@ def whole(**changes):
     """A manifest of all that can be saved, as JSON gives it back."""
     state = TrainState.create(params=ARRAYS, rng=jax.random.key(0))
     state = state.replace(hook_state={"a/b": dict(enumerate(SCALARS)), "c": (), "d": [np.ones(5)]})
-    leaves, buffer = host_snapshot.copy_to_host(flatten_state(state), np.empty(0, np.uint8))
+    sections, empty = flatten_state(state), np.empty(0, np.uint8)
+    leaves, buffer = host_snapshot.copy_to_host(sections, empty, CopiedArrays())
     checked = {name: host_snapshot.add_checksums(group, buffer) for name, group in leaves.items()}
     scores = {"a": 0.5, "b": float("nan"), "c": -float("inf")}
     made = manifest.build_manifest(7, checked, scores=scores, config={"a": [1, None]})

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import jax
 import numpy as np
 import xxhash
 
+from trainer.checkpoints.arrays.copied_arrays import CopiedArrays
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import (
     Box,
@@ -28,7 +30,7 @@ from trainer.placement.gathering import is_split_over_processes
 
 
 def copy_to_host(
-    sections: Mapping[str, Section], buffer: np.ndarray
+    sections: Mapping[str, Section], buffer: np.ndarray, copied: CopiedArrays
 ) -> tuple[dict[str, list[Leaf]], np.ndarray]:
     """Copy what this process saves of a state's arrays into a buffer on the host, piece by piece.
 
@@ -39,12 +41,13 @@ def copy_to_host(
         sections: of a state, from `leaves.flatten_state`.
         buffer: uint8 [bytes], overwritten if it is large enough. Reusing one matters: a fresh one
             faults in every page, which takes several times as long as the copy.
+        copied: what the last copy left in the buffer, which stays there; then what this one did.
 
     Returns:
         The leaves by section, with the pieces that this process has, and the buffer.
     """
     taken: dict[str, list[Leaf]] = {name: [] for name in sections}
-    jobs: list[tuple[int, Any, Any, Any]] = []
+    jobs: dict[str, list[tuple[int, Any, Any, Any]]] = {}
     gaps: list[tuple[int, int]] = []
     end = 0
     for name, (leaves, values, _) in sections.items():
@@ -55,7 +58,8 @@ def copy_to_host(
                 pieces = []
                 for box, blocks in _list_pieces(value):
                     pieces.append(Piece(end, box))
-                    jobs += [(end, get_box_shape(leaf.shape, box), *block) for block in blocks]
+                    shape = get_box_shape(leaf.shape, box)
+                    jobs.setdefault(leaf.path, []).extend((end, shape, *x) for x in blocks)
                     stop = end + leaf.count_bytes(box)
                     end = align(stop)
                     gaps.append((stop, end))
@@ -63,9 +67,18 @@ def copy_to_host(
             taken[name].append(leaf)
     if buffer.nbytes < end:
         buffer = np.empty(end, np.uint8)
-    map_in_threads(lambda job: _copy(buffer, *job), jobs, end)
+        copied.clear()
+    for name, (_, values, _) in sections.items():
+        for place, (leaf, value) in enumerate(zip(taken[name], values, strict=True)):
+            if (known := copied.find(leaf, value)) is not None:
+                taken[name][place] = replace(leaf, pieces=known)
+                jobs.pop(leaf.path, None)
+    copied.clear()  # if this copy fails, the buffer holds nothing for certain
+    map_in_threads(lambda job: _copy(buffer, *job), [*chain(*jobs.values())], end)
     for start, stop in gaps:
         buffer[start:stop] = 0
+    for name, (_, values, _) in sections.items():
+        copied.add(taken[name], values)
     return taken, buffer
 
 
@@ -125,14 +138,18 @@ def list_ranges(leaf: Leaf) -> list[tuple[int, int]]:
 def add_checksums(leaves: Sequence[Leaf], buffer: np.ndarray) -> list[Leaf]:
     """Return the leaves with the xxh3_64 of their pieces' bytes and the gaps after them.
 
+    Pieces that have a checksum keep it.
+
     >>> leaf = Leaf("w", "uint8", (2,), 1, (Piece(0),))
     >>> add_checksums([leaf], np.zeros(64, np.uint8))[0].pieces[0].checksum
     '2ffb6918c12c256e'
     """
 
     def checksum(leaf: Leaf) -> Leaf:
-        sums = [xxhash.xxh3_64_hexdigest(buffer[a:b].data) for a, b in list_ranges(leaf)]
-        checked = [replace(x, checksum=y) for x, y in zip(leaf.pieces, sums, strict=True)]
+        checked = [
+            x if x.checksum else replace(x, checksum=xxhash.xxh3_64_hexdigest(buffer[a:b].data))
+            for x, (a, b) in zip(leaf.pieces, list_ranges(leaf), strict=True)
+        ]
         return replace(leaf, pieces=tuple(checked)) if checked else leaf
 
     return map_in_threads(checksum, leaves, count_bytes(leaves))
@@ -144,6 +161,10 @@ def verify_checksums(leaves: Sequence[Leaf], buffer: np.ndarray) -> None:
     Raises:
         DamagedCheckpoint: some are not; lists all of them.
     """
-    found = add_checksums(leaves, buffer)
+    found = add_checksums([*map(_drop_checksums, leaves)], buffer)
     if wrong := [leaf.path for leaf, now in zip(leaves, found, strict=True) if leaf != now]:
         raise DamagedCheckpoint(f"checksums differ at {', '.join(wrong)}")
+
+
+def _drop_checksums(leaf: Leaf) -> Leaf:
+    return replace(leaf, pieces=tuple(replace(piece, checksum="") for piece in leaf.pieces))
