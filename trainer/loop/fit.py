@@ -24,7 +24,7 @@ from trainer.loop.run_description import check_same_settings, send_description
 from trainer.phases.compiled_phase import CompiledPhase
 from trainer.phases.metrics import Metrics
 from trainer.phases.phase import Phase
-from trainer.phases.state_buffers import copy_leaves, make_arrays
+from trainer.phases.state_buffers import copy_shared_leaves, make_arrays
 from trainer.state import MAX_STEP, TrainState, check_step_limit, read_step_count, require_state
 
 log = logging.getLogger("entracte")
@@ -190,7 +190,7 @@ def _start(
         state = phase.add_position(state)
     measured, passed = _check_phases(plan, state)
     check_requirements(plan.events.order, measured, state)
-    state = copy_leaves(state, [not one for one in passed])
+    state = copy_shared_leaves(state, given, passed)
 
     send_description(given, plan.phases, plan.hooks)
     state, metrics = restore_state(plan.hooks, init_hook_states(plan.hooks, state))

@@ -46,27 +46,37 @@ def copy_state(state: TrainState) -> TrainState:
 
     The leaves become those of `make_arrays`.
     """
-    return copy_leaves(make_arrays(state), [True] * len(jax.tree.leaves(strip_host_fields(state))))
+    return copy_shared_leaves(make_arrays(state), state)
 
 
 def make_arrays(state: TrainState) -> TrainState:
     """Make all leaves of the device part strongly typed jax arrays; those that are one stay.
 
-    Python numbers and numpy arrays are copied. `stop`, an array after jit or vmap, becomes a bool
-    again.
+    Python numbers, numpy arrays and weakly typed ones are copied. `stop`, an array after jit or
+    vmap, becomes a bool again.
     """
     host = state if type(state.stop) is bool else state.replace(stop=bool(state.stop))
 
     def make_array(leaf: Any) -> jax.Array:
-        return _strong(leaf if isinstance(leaf, jax.Array) else jnp.array(leaf))
+        if not isinstance(leaf, jax.Array):
+            return _strong(jnp.array(leaf))
+        return _strong(_copy(leaf)) if getattr(leaf, "weak_type", False) else leaf
 
     return attach_host_fields(jax.tree.map(make_array, strip_host_fields(state)), host)
 
 
-def copy_leaves(state: TrainState, copied: Sequence[bool]) -> TrainState:
-    """Copy those leaves of the device part, arrays all, for which `copied` is true."""
+def copy_shared_leaves(
+    state: TrainState, given: TrainState, passed: Sequence[bool] | None = None
+) -> TrainState:
+    """Copy the leaves of the device part that are arrays of another state, `given`.
+
+    Those that are `passed` through, of all leaves, are left: nothing donates them.
+    """
+    theirs = set(map(id, jax.tree.leaves(given)))
     leaves, structure = jax.tree.flatten(strip_host_fields(state))
-    leaves = [_copy(x) if yes else x for x, yes in zip(leaves, copied, strict=True)]
+    for place, leaf in enumerate(leaves):
+        if id(leaf) in theirs and not (passed and passed[place]):
+            leaves[place] = _copy(leaf)
     return attach_host_fields(jax.tree.unflatten(structure, leaves), state)
 
 
