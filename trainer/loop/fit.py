@@ -67,9 +67,10 @@ def fit(
             and return instead of raising.
 
     Returns:
-        The final state, and the metrics of each epoch that this call ran. If there was nothing left
-        to train, the recorded metrics: from `hooks.JsonLines`, or only those of the last epoch,
-        from the checkpoint.
+        The final state, and the metrics of each epoch that this call ran. Arrays of 64 KB or more
+        that no phase changes are those of the given state. If there was nothing left to train, the
+        recorded metrics: from `hooks.JsonLines`, or only those of the last epoch, from the
+        checkpoint.
 
     Raises:
         TypeError: the state, the program, the total or a hook is of another type.

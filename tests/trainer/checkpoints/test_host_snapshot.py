@@ -101,3 +101,35 @@ def test_uncommitted_and_committed_arrays_stay_so():
     leaves, data, target = taken(tree)
     again = rebuilt(leaves, data, target)
     assert (again["free"].committed, again["bound"].committed) == (False, True)
+
+
+def test_the_array_of_the_last_copy_is_neither_copied_nor_hashed_again(monkeypatch):
+    hashed, digest = [], host_snapshot.xxhash.xxh3_64_hexdigest
+
+    def count(content):
+        hashed.append(len(content))
+        return digest(content)
+
+    monkeypatch.setattr(host_snapshot.xxhash, "xxh3_64_hexdigest", count)
+    copied, buffer, base = CopiedArrays(), np.empty(0, np.uint8), jnp.arange(2.0)
+
+    def copy(tree):
+        nonlocal buffer
+        hashed.clear()
+        leaves, buffer = host_snapshot.copy_to_host({"": flatten_section("", tree)}, buffer, copied)
+        checked = host_snapshot.add_checksums(leaves[""], buffer)
+        copied.learn_checksums(checked)
+        found = list(hashed)
+        host_snapshot.verify_checksums(checked, buffer)
+        return len(found)
+
+    host = np.ones(2)
+    assert copy({"base": base, "host": host, "w": jnp.ones(2)}) == 3
+    host[:] = 2  # numpy arrays may change
+    assert copy({"base": base, "host": host, "w": jnp.ones(2) * 2}) == 2
+    assert buffer[:8].view(np.float32).tolist() == [0, 1]
+    assert copy({"a": jnp.ones(2), "base": base}) == 2  # it lies elsewhere
+    assert buffer[64:72].view(np.float32).tolist() == [0, 1]
+    assert copy({"a": jnp.ones(2), "base": jnp.zeros(2)}) == 2
+    assert buffer[64:72].view(np.float32).tolist() == [0, 0]
+    assert copy({"a": base, "b": base, "c": base}) == 3  # the buffer grew

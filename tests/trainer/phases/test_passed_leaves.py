@@ -138,11 +138,18 @@ def test_members_share_the_law():
     np.testing.assert_allclose(after.params["large"][1], alone.params["large"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("rules", [(), [("base|large", trainer.fsdp())]], ids=["whole", "split"])
-@pytest.mark.parametrize("name", ["scan", "step", "repeated", "hand-written"])
-def test_on_a_mesh_it_stays_where_it_lies(name, rules, start):
+@pytest.fixture(scope="module")
+def alone(start):
+    after, _ = trainer.fit(start, trainer.training(make_step(), ROWS), epochs=1)
+    return after
+
+
+FSDP = [("base|large", trainer.fsdp())]
+
+
+@pytest.mark.parametrize(("name", "rules"), [("scan", FSDP), ("step", ()), ("hand-written", FSDP)])
+def test_on_a_mesh_it_stays_where_it_lies(name, rules, start, alone):
     spread = trainer.spread(start, rules=rules)
     after, _ = trainer.fit(spread, PROGRAMS[name](), epochs=1)
     assert after.model_state["base"] is spread.model_state["base"]
-    alone, _ = trainer.fit(start, PROGRAMS[name](), epochs=1)
     np.testing.assert_allclose(after.params["large"], alone.params["large"], rtol=1e-5)
