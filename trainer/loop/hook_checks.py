@@ -59,7 +59,7 @@ def check_hook_result(
     if hook_states:
         read_only(hook_states)
     if donate and (changed or any(map(get_buffer_addresses, jax.tree.leaves(hook_states)))):
-        after = unshare_buffers(after)
+        after = unshare_buffers(after, before)
     if after.scores is not before.scores:
         after = after.replace(scores={k: _to_score(hook, k, v) for k, v in after.scores.items()})
     if type(after.stop) is not bool:

@@ -133,21 +133,25 @@ def get_buffer_addresses(leaf: Any) -> tuple[int, ...]:
     return tuple(shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards)
 
 
-def unshare_buffers(state: TrainState) -> TrainState:
+def unshare_buffers(state: TrainState, before: TrainState | None = None) -> TrainState:
     """Copy leaves so that none of the device part shares a buffer with another or a hook state.
 
     Donating a buffer twice crashes, and hook states must outlive the arrays that training donates.
-    Returns the same state if nothing is shared.
+    What lies where it lay in the state `before` keeps its buffer: it may be the caller's, passed
+    through. Returns the same state if nothing is shared.
     """
     leaves, structure = jax.tree.flatten((strip_host_fields(state), state.hook_state))
+    earlier = [] if before is None else jax.tree.leaves(strip_host_fields(before))
+    stayed = [leaf is old for leaf, old in zip(leaves, earlier, strict=False)]
+    stayed += [False] * (len(leaves) - len(stayed))
     seen: set[int] = set()
     shares = False
-    for place, leaf in enumerate(leaves):
-        addresses = get_buffer_addresses(leaf)
+    for place in sorted(range(len(leaves)), key=stayed.__getitem__, reverse=True):
+        addresses = get_buffer_addresses(leaves[place])
         if seen.isdisjoint(addresses):
             seen.update(addresses)
         else:
-            leaves[place], shares = jnp.copy(leaf), True
+            leaves[place], shares = jnp.copy(leaves[place]), True
     if not shares:
         return state
     device, hook_state = jax.tree.unflatten(structure, leaves)
