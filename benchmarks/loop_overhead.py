@@ -18,7 +18,7 @@ import optax
 import models
 import trainer
 from trainer import data, losses
-from trainer.phases.state_buffers import copy_state
+from trainer.phases.buffers.state_buffers import copy_state
 from trainer.state import strip_host_fields
 
 DEVICES = {1: "1 device", 8: "8 devices"}

@@ -11,8 +11,8 @@ from trainer.checks.pytrees import list_differences
 from trainer.loop.events import HookRunner
 from trainer.loop.hook_checks import check_hook_result
 from trainer.loop.hook_states import init_hook_states
+from trainer.phases.buffers.state_buffers import copy_state
 from trainer.phases.in_place_changes import MutationGuard
-from trainer.phases.state_buffers import copy_state
 
 
 def check_hook(

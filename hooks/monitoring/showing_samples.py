@@ -24,7 +24,7 @@ from trainer import TrainState
 from trainer.checks.language_models import require_sampler, require_tokenizer
 from trainer.data.conversations.continuations import decode_continuation
 from trainer.host.exception_notes import annotate_errors
-from trainer.phases.state_buffers import has_same_arrays
+from trainer.phases.buffers.state_buffers import has_same_arrays
 from trainer.rl.answering.prompt_tables import check_prompt_tokens, make_inputs, tabulate_prompts
 from trainer.supervised.step_averages import AVERAGE
 

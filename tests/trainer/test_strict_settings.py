@@ -92,7 +92,7 @@ def test_reinforcement_learning(strict):
     )
     state, output = jax.eval_shape(agent.init, jax.random.key(0)), None
     for phase in agent.program:
-        output, _ = phase.infer_shapes(phase.add_position(state), output)
+        output = phase.infer_shapes(phase.add_position(state), output).output
 
 
 def test_augmentations(strict):

@@ -13,6 +13,7 @@ import jax
 from trainer.hook import Gate, Hook
 from trainer.loop.events import HookRunner
 from trainer.loop.metric_reader import MetricReader
+from trainer.phases.buffers.state_buffers import copy_state
 from trainer.phases.compilation import lower_ahead
 from trainer.phases.compiled_phase import CompiledPhase, compute_signature
 from trainer.phases.executors import ExecutorChoice, ScannedStep
@@ -20,7 +21,6 @@ from trainer.phases.metrics import Metrics
 from trainer.phases.packed import PackedLayout, get_shapes, pack
 from trainer.phases.pending_metrics import PendingMetrics
 from trainer.phases.phase import Phase
-from trainer.phases.state_buffers import copy_state
 from trainer.state import PyTree, TrainState, attach_host_fields, strip_host_fields
 
 log = logging.getLogger("entracte")

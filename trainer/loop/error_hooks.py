@@ -12,8 +12,8 @@ from trainer.host.failure_watch import FailureWatch
 from trainer.host.signals import attach_progress
 from trainer.loop.events import HookRunner, format_epoch, has_deleted_arrays
 from trainer.loop.hook_states import init_hook_states, restore_state
+from trainer.phases.buffers.state_buffers import copy_state
 from trainer.phases.metrics import Metrics
-from trainer.phases.state_buffers import copy_state
 from trainer.state import TrainState
 
 log = logging.getLogger("entracte")

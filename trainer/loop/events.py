@@ -19,9 +19,9 @@ from trainer.loop.hook_order import check_hook_events, sort_hooks
 from trainer.loop.lockstep import Lockstep
 from trainer.loop.observer_views import ObserverView
 from trainer.loop.shutdown import close_all
+from trainer.phases.buffers.state_buffers import has_same_arrays
 from trainer.phases.in_place_changes import MutationGuard, add_write_remedy
 from trainer.phases.metrics import Metrics
-from trainer.phases.state_buffers import has_same_arrays
 from trainer.state import PyTree, TrainState
 
 

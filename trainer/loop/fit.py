@@ -21,10 +21,10 @@ from trainer.loop.events import HookRunner
 from trainer.loop.hook_requirements import check_no_hook_inside, check_requirements
 from trainer.loop.hook_states import init_hook_states, read_history, restore_state
 from trainer.loop.run_description import check_same_settings, send_description
+from trainer.phases.buffers.state_buffers import copy_shared_leaves, make_arrays
 from trainer.phases.compiled_phase import CompiledPhase
 from trainer.phases.metrics import Metrics
 from trainer.phases.phase import Phase
-from trainer.phases.state_buffers import copy_shared_leaves, make_arrays
 from trainer.state import MAX_STEP, TrainState, check_step_limit, read_step_count, require_state
 
 log = logging.getLogger("entracte")

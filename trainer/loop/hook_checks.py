@@ -10,9 +10,13 @@ import numpy as np
 from trainer.checks.arguments import describe_value
 from trainer.checks.pytrees import describe_leaf, has_same_structure, list_differences
 from trainer.hook import Hook
+from trainer.phases.buffers.state_buffers import (
+    conform_state,
+    get_buffer_addresses,
+    unshare_buffers,
+)
 from trainer.phases.in_place_changes import read_only
 from trainer.phases.metrics import Members
-from trainer.phases.state_buffers import conform_state, get_buffer_addresses, unshare_buffers
 from trainer.state import DEVICE_FIELDS, PyTree, TrainState
 
 

@@ -10,9 +10,9 @@ import jax
 from trainer.hook import Hook
 from trainer.host.processes import is_main_process
 from trainer.loop.observer_views import ObserverView, refuse_split_arrays
+from trainer.phases.buffers.state_buffers import unshare_buffers
 from trainer.phases.in_place_changes import read_only
 from trainer.phases.metrics import Metrics
-from trainer.phases.state_buffers import unshare_buffers
 from trainer.state import PyTree, TrainState
 
 log = logging.getLogger("entracte")

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from trainer.checks.arguments import describe_value
 from trainer.data.source import Check
 from trainer.losses.loss import check_per_example
+from trainer.phases.buffers.state_buffers import check_structure
 from trainer.phases.in_place_changes import MutationGuard
 from trainer.phases.reductions import Finalize, to_arrays
-from trainer.phases.state_buffers import check_structure
 from trainer.state import TrainState
 
 StepFunction = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]

@@ -12,6 +12,8 @@ import numpy as np
 
 from trainer.checks.arguments import describe_value
 from trainer.host.time_spans import StepCounter
+from trainer.phases.buffers.passed_leaves import LeafSplit, find_passed_leaves, lower_split
+from trainer.phases.buffers.state_buffers import check_structure
 from trainer.phases.compilation import is_debug_mode, read_jax_settings
 from trainer.phases.dispatches import choose_dispatch_count, lower_dispatches
 from trainer.phases.executors import (
@@ -24,12 +26,6 @@ from trainer.phases.in_place_changes import MutationGuard
 from trainer.phases.jaxprs import count_flops
 from trainer.phases.packed import PackedLayout, get_shapes, pack
 from trainer.phases.reductions import check_metrics, to_arrays
-from trainer.phases.state_buffers import (
-    LeafSplit,
-    check_structure,
-    find_passed_leaves,
-    lower_split,
-)
 from trainer.placement.constraints import (
     choose_output_shardings,
     constrain_changes,

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 from trainer.host.time_spans import StepCounter
+from trainer.phases.buffers.passed_leaves import LeafSplit
 from trainer.phases.compilation import lower_ahead
 from trainer.phases.executors import ScannedStep
-from trainer.phases.state_buffers import LeafSplit
 from trainer.state import PyTree, TrainState
 
 AT_MOST = 16

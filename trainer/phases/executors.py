@@ -14,10 +14,10 @@ from trainer.checks.suggestions import suggest_name
 from trainer.data.source import Feed
 from trainer.host.time_spans import StepCounter
 from trainer.phases.batch_functions import StepFunction
+from trainer.phases.buffers.passed_leaves import LeafSplit
 from trainer.phases.compilation import is_debug_mode, lower_ahead
 from trainer.phases.jaxprs import has_convolution
 from trainer.phases.packed import PackedLayout, get_shapes, pack
-from trainer.phases.state_buffers import LeafSplit
 from trainer.placement.constraints import (
     check_batch,
     choose_output_shardings,

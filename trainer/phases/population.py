@@ -287,9 +287,9 @@ def _vectorize_run(phase: Phase, members: int) -> PhaseFunction:
 
         def select(leaves: Sequence[jax.Array]) -> jax.Array:
             new, old = leaves
-            return (
-                old if new is old else jnp.where(live.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-            )
+            if new is old:  # passed through
+                return old
+            return jnp.where(live.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
         after = jax.tree.map(lambda *leaves: map_key_data(select, leaves), after, before)
         after["carry"][LIVE] = live

@@ -16,9 +16,9 @@ from trainer.checks.paths import to_absolute_path
 from trainer.data.source import Source
 from trainer.host.extras import require_extra
 from trainer.phases.batch_functions import Step, StepFunction, as_step
+from trainer.phases.buffers.state_buffers import copy_state
 from trainer.phases.factories import training
 from trainer.phases.reductions import WEIGHT
-from trainer.phases.state_buffers import copy_state
 from trainer.state import PyTree, TrainState
 from trainer.supervised.hyperparams import check_hyperparam, map_hyperparam
 

@@ -13,8 +13,8 @@ from jax import lax
 
 from trainer.checks.arguments import describe_value, require_integer
 from trainer.phases.batch_functions import CheckedStep, as_step
+from trainer.phases.buffers.state_buffers import copy_state
 from trainer.phases.executors import choose_executor, require_executor
-from trainer.phases.state_buffers import copy_state
 from trainer.state import TrainState, attach_host_fields, strip_host_fields
 from trainer.supervised.task import Task
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.data.source import Source
+from trainer.phases.buffers.state_buffers import copy_state
 from trainer.phases.factories import training
 from trainer.phases.phase import Phase
-from trainer.phases.state_buffers import copy_state
 from trainer.state import PyTree, TrainState
 
 

@@ -84,7 +84,7 @@ def test_a_phase_lowers_for_gpus_and_tpus(name, mesh):
     rules = FSDP if mesh == "data=8" else ()
     state, output = place_shapes(jax.eval_shape(start), mesh, rules), None
     for phase in program:
-        output, _ = phase.infer_shapes(state, output)
+        output = phase.infer_shapes(state, output).output
         *_, (traced, _) = phase._shared.traces.values()
         text = traced.lower(lowering_platforms=("cuda", "tpu")).as_text()
         assert f"num_partitions = {DEVICES if mesh else 1} " in text

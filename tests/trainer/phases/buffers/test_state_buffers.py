@@ -9,7 +9,7 @@ import pytest
 import hooks
 import trainer
 from trainer.checks.pytrees import list_differences
-from trainer.phases.state_buffers import (
+from trainer.phases.buffers.state_buffers import (
     conform_state,
     copy_state,
     get_buffer_addresses,

@@ -7,7 +7,8 @@ import pytest
 
 import trainer
 from trainer import data, fingerprint
-from trainer.phases import dispatches, state_buffers
+from trainer.phases import dispatches
+from trainer.phases.buffers import passed_leaves
 
 X = np.linspace(-1, 1, 32, dtype=np.float32).reshape(16, 2)
 ROWS = data.Arrays({"x": X}, batch_size=8)
@@ -69,7 +70,7 @@ def test_a_run_passes_on_the_array_of_the_caller_with_equal_bits(name, start, mo
     after, _ = trainer.fit(start, PROGRAMS[name](), epochs=2)
     assert after.model_state["base"] is start.model_state["base"]
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(start.replace(stop=None)))
-    monkeypatch.setattr(state_buffers, "LARGE", 2**40)
+    monkeypatch.setattr(passed_leaves, "LARGE", 2**40)
     copied, _ = trainer.fit(start, PROGRAMS[name](), epochs=2)
     assert copied.model_state["base"] is not start.model_state["base"]
     assert fingerprint(after) == fingerprint(copied)
@@ -117,6 +118,15 @@ def test_an_array_that_a_hook_sets_counts_and_nothing_compiles_again(start):
     assert fingerprint(after) == fingerprint(wanted)
     other[:] = 7
     np.testing.assert_array_equal(after.model_state["base"], 0.5)
+
+
+def test_an_array_that_a_hook_copies_into_the_parameters_stays_the_callers(start):
+    def reset(state, metrics):
+        return state.replace(params={**state.params, "large": state.model_state["base"]})
+
+    after, _ = trainer.fit(start, trainer.training(make_step(), ROWS), epochs=2, hooks=[reset])
+    assert after.model_state["base"] is start.model_state["base"]
+    np.testing.assert_array_equal(after.params["large"], start.model_state["base"])
 
 
 def test_a_phase_that_changes_an_array_gets_a_copy(start):
