@@ -185,6 +185,6 @@ class RunDisplay:
             columns.append(Column("epoch", [safe_text(e, "dim") for _, e in shown], "right", 6))
         if curve:
             columns.append(Column("course", [Text(one.sparkline(curve), "cyan") for one in found]))
-        took = format_duration(round(self.updated - self.began), digits=3)
+        took = format_duration(self.updated - self.began, digits=3)
         title = f"{self.format_epoch()} epochs, {self.step:,} steps, {took}".strip()
         return make_table(columns, width, title=title)
