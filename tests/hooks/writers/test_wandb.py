@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -38,7 +39,14 @@ def _teardown():
 
 
 def records(directory, kind):
-    """Read the records of a kind from the only log."""
+    """Read the records of a kind from the only log, once wandb's own process has ended it."""
+    deadline = time.monotonic() + 60
+    while not read_log(directory, "exit") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return read_log(directory, kind)
+
+
+def read_log(directory, kind):
     from wandb.proto.wandb_internal_pb2 import Record
 
     (file,) = (directory / "wandb").glob("offline-run-*/*.wandb")
