@@ -15,6 +15,7 @@ from trainer.checks.pytrees import format_path
 from trainer.data.source import Check
 from trainer.losses.loss import Loss, evaluate_loss
 from trainer.phases.batch_functions import MeasureFunction
+from trainer.phases.buffers.passed_leaves import find_unchanged
 from trainer.phases.jaxprs import can_mix_rows
 from trainer.state import PyTree, TrainState, strip_host_fields
 
@@ -52,22 +53,30 @@ def make_measure_trial(loss: Loss, outputs: Callable[..., Any], measure: Measure
     return check
 
 
-def make_accumulation_trial(loss: Loss, outputs: Callable[..., Any], accumulate: int) -> Check:
+def make_accumulation_trial(
+    loss: Loss,
+    outputs: Callable[..., Any],
+    statistics: Callable[[TrainState, Any], PyTree],
+    accumulate: int,
+) -> Check:
     """Build the trial of a step that passes micro-batches to the loss.
 
-    It logs a notice if the network keeps batch statistics, which are then those of micro-batches.
+    It logs a notice if the network keeps batch statistics, which are then those of micro-batches:
+    `statistics` is `(state, batch)` -> the model state after a pass in training, which leaves other
+    variables, such as the base under adapters, as they are.
     """
 
     def check(state: TrainState, batch: Any) -> None:
-        shapes = jax.eval_shape(outputs, strip_host_fields(state), batch["inputs"])
+        device = strip_host_fields(state)
+        shapes = jax.eval_shape(outputs, device, batch["inputs"])
         why = f"accumulate={accumulate} gives it a part of a batch at a time"
         require_independent_loss(loss, state, shapes, batch, why)
-        if statistics := find_batch_statistics(state.model_state):
+        if names := _list_changed(statistics, device, batch):
             size = len(jax.tree.leaves(batch)[0])
             log.info(
                 "accumulate=%d: what the network keeps of batches (%s) is that of micro-batches of "
                 "%d examples, not of the batch of %d",
-                *(accumulate, ", ".join(statistics[:2]), size // accumulate, size),
+                *(accumulate, ", ".join(names[:2]), size // accumulate, size),
             )
 
     return check
@@ -81,6 +90,21 @@ def find_batch_statistics(model_state: PyTree) -> list[str]:
     """
     leaves = jax.tree_util.tree_leaves_with_path(model_state)
     return [format_path(p) for p, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+def _list_changed(
+    statistics: Callable[[TrainState, Any], PyTree], state: TrainState, batch: Any
+) -> list[str]:
+    """List the floating-point leaves of the model state that a pass in training changes."""
+    if not find_batch_statistics(state.model_state):
+        return []
+
+    def update(model_state: PyTree, state: TrainState, batch: Any) -> PyTree:
+        return statistics(state.replace(model_state=model_state), batch)
+
+    unchanged = find_unchanged(update, state.model_state, state, batch)
+    keep = jax.tree.map(lambda leaf, same: None if same else leaf, state.model_state, unchanged)
+    return find_batch_statistics(keep)
 
 
 def require_independent_loss(

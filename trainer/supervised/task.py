@@ -248,7 +248,7 @@ def supervised(
     check = _make_check(network, infer, loss)
     micro = None
     if accumulate > 1:
-        micro = mixing_trial.make_accumulation_trial(loss, infer, accumulate)
+        micro = mixing_trial.make_accumulation_trial(loss, infer, statistics, accumulate)
     alone = mixing_trial.make_measure_trial(loss, infer, measure)
     return Task(
         init,

@@ -146,15 +146,15 @@ def test_micro_batches_are_refused_to_a_loss_of_the_whole_batch():
 
 
 def normalising(always):
-    """A network with batch normalisation, optionally also in evaluation."""
+    """A network with batch normalisation, optionally also in evaluation, and a frozen base."""
 
     def apply(params, model_state, x, *, key, train):
-        y = x @ params["w"]
+        y = x @ (model_state["base"] + params["w"])
         mean = y.mean(0) if train or always else model_state["mean"]
-        return y - mean, {"mean": 0.9 * model_state["mean"] + 0.1 * y.mean(0)}
+        return y - mean, {**model_state, "mean": 0.9 * model_state["mean"] + 0.1 * y.mean(0)}
 
     def init(key, x):
-        return LINEAR.init(key, x)[0], {"mean": jnp.zeros(4)}
+        return LINEAR.init(key, x)[0], {"base": jnp.zeros((3, 4)), "mean": jnp.zeros(4)}
 
     return SimpleNamespace(init=init, apply=apply)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
+from trainer.checks.pytrees import has_same_structure
 from trainer.placement.constraints import choose_output_shardings
 from trainer.state import PyTree, TrainState
 
@@ -68,14 +70,31 @@ def find_passed_leaves(jaxpr: Any, state: PyTree) -> LeafSplit:
     >>> find_passed_leaves(jax.make_jaxpr(step)(state, jnp.ones(3)), state).passed
     (True, False, False)
     """
-    count, structure = len(jax.tree.leaves(state)), jax.tree.structure(state)
-    given, returned = jaxpr.jaxpr.invars[:count], jaxpr.jaxpr.outvars[:count]
-    pairs = zip(given, returned, strict=True)
-    return LeafSplit(structure, tuple(one is other and _is_large(one.aval) for one, other in pairs))
+    leaves, structure = jax.tree.flatten(state)
+    large = (math.prod(x.shape) * x.dtype.itemsize >= LARGE for x in jaxpr.in_avals)
+    return LeafSplit(structure, tuple(map(operator.and_, _list_unchanged(jaxpr, leaves), large)))
 
 
-def _is_large(aval: Any) -> bool:
-    return math.prod(aval.shape) * aval.dtype.itemsize >= LARGE
+def find_unchanged(function: Callable[..., PyTree], tree: PyTree, *rest: PyTree) -> PyTree:
+    """Find which leaves of a tree `function(tree, *rest)` returns as they came, by tracing it.
+
+    Returns:
+        A tree of the same structure, of bools; none is True if the result is of another structure.
+
+    >>> find_unchanged(lambda tree, x: {**tree, "sum": x}, {"base": 1.0, "sum": 0.0}, 2.0)
+    {'base': True, 'sum': False}
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    jaxpr, result = jax.make_jaxpr(function, return_shape=True)(tree, *rest)
+    same = has_same_structure(tree, result)
+    found = _list_unchanged(jaxpr, leaves) if same else [False] * len(leaves)
+    return jax.tree.unflatten(structure, found)
+
+
+def _list_unchanged(jaxpr: Any, leaves: Sequence[Any]) -> list[bool]:
+    """List which of the first inputs, these leaves, are the outputs at the same places."""
+    given, returned = (x[: len(leaves)] for x in (jaxpr.jaxpr.invars, jaxpr.jaxpr.outvars))
+    return [one is other for one, other in zip(given, returned, strict=True)]
 
 
 class SplitPhase(NamedTuple):
