@@ -224,7 +224,7 @@ class Phase:
         """Run one epoch, without waiting for the device; return (state, output, pending metrics).
 
         Args:
-            state: to run on; `donate` deletes its device part.
+            state: to run on; `donate` deletes the arrays of its device part but what it passes on.
             previous: output of the phase before.
             compiled: for this state and the first piece, if available.
             donate: whether the state's buffers may be reused.

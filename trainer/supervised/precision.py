@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from trainer.checks.suggestions import suggest_name
+from trainer.phases.buffers.passed_leaves import find_unchanged
 from trainer.state import PyTree, TrainState
 from trainer.supervised.optimizer_updates import keep_where
 
@@ -63,6 +65,40 @@ def cast_floating(tree: PyTree, dtype: Any) -> PyTree:
         return jnp.asarray(leaf, dtype) if floating else leaf
 
     return jax.tree.map(cast, tree)
+
+
+def call_cast(
+    forward: Callable[[PyTree, PyTree, bool], tuple[Any, PyTree]],
+    params: PyTree,
+    model_state: PyTree,
+    precision: str,
+    *,
+    train: bool,
+) -> tuple[Any, PyTree]:
+    """Call `forward(params, model_state, train)` in a precision; return frozen leaves as they were.
+
+    Cast are the floating parameters, and the leaves of the model state that are frozen: those that
+    a pass in training returns unchanged, such as the base under adapters. Batch statistics are not:
+    rounded, their running averages would stop to move.
+
+    >>> def forward(params, model_state, train):
+    ...     seen = [leaf.dtype.name for leaf in (params, model_state["base"], model_state["mean"])]
+    ...     return seen, {**model_state, "mean": model_state["mean"] + train}
+    >>> variables = {"base": jnp.ones(2), "mean": jnp.zeros(2)}
+    >>> seen, after = call_cast(forward, jnp.ones(2), variables, "bfloat16", train=False)
+    >>> seen, after["base"] is variables["base"]
+    (['bfloat16', 'bfloat16', 'float32'], True)
+    """
+    params, small = cast_floating(params, precision), cast_floating(model_state, precision)
+    if jax.tree.map(jnp.result_type, small) == jax.tree.map(jnp.result_type, model_state):
+        return forward(params, model_state, train)
+    frozen = find_unchanged(lambda kept: forward(params, kept, True)[1], model_state)
+
+    def choose(given: PyTree, other: PyTree) -> PyTree:
+        return jax.tree.map(lambda keep, x, y: x if keep else y, frozen, given, other)
+
+    outputs, after = forward(params, choose(small, model_state), train)
+    return outputs, choose(model_state, after)
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:

@@ -90,8 +90,9 @@ def supervised(
         clip_norm: norm to which larger gradients are scaled; the norm is over all parameters,
             frozen ones included.
         precision: what the network computes in; the parameters keep their dtype, and the loss is
-            computed in float32. `float16` scales the loss, by `state.carry["loss_scale"]`; where
-            gradients overflow, only `step` and the scale change.
+            computed in float32. What of the model state a step never changes is cast as they are.
+            `float16` scales the loss, by `state.carry["loss_scale"]`; where gradients overflow,
+            only `step` and the scale change.
         average: decay, in [0, 1), of an exponential moving average of the parameters, bias
             corrected, which each step updates at `state.carry["average"]["params"]`, in float32 at
             least. Training does not use it. A step that changes nothing does not count. Evaluate it
@@ -168,13 +169,16 @@ def supervised(
         if precision != "float32":
             inputs = precisions.cast_floating(inputs, precision)
 
-        def apply(params: PyTree, model_state: PyTree) -> Any:
-            if precision != "float32":
-                params = precisions.cast_floating(params, precision)
-            return network.apply(params, model_state, inputs, key=key, train=train)
+        def forward(params: PyTree, model_state: PyTree, train: bool) -> tuple[Any, PyTree]:
+            returned = network.apply(params, model_state, inputs, key=key, train=train)
+            return check_pair(network, "apply", returned)
 
-        returned = call_gathered(apply, params, model_state)
-        outputs, after = check_pair(network, "apply", returned)
+        def apply(params: PyTree, model_state: PyTree) -> tuple[Any, PyTree]:
+            if precision == "float32":
+                return forward(params, model_state, train)
+            return precisions.call_cast(forward, params, model_state, precision, train=train)
+
+        outputs, after = call_gathered(apply, params, model_state)
         if precision == "float32":
             return outputs, after
         outputs = precisions.cast_floating(outputs, jnp.float32)

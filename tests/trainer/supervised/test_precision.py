@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +91,42 @@ def test_the_network_computes_in_the_precision_and_the_rest_stays_float32(name, 
         "float32"
     }
     assert {v.dtype.name for v in task.measure(state, digits[1].example).values()} == {"float32"}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_frozen_base_is_cast_as_parameters_are_and_batch_statistics_are_not(accumulate):
+    def apply(params, model_state, x, *, key, train):
+        outputs = x @ (model_state["base"] + params)
+        mean = model_state["mean"]
+        seen.add((model_state["base"].dtype.name, mean.dtype.name, train))
+        mean = 0.9 * mean + 0.1 * outputs.mean(0) if train else mean
+        return outputs - mean, {**model_state, "mean": mean}
+
+    seen, (w, base, x) = set(), jax.random.normal(jax.random.key(0), (3, 4, 4))
+    rounded = base.astype(jnp.bfloat16).astype(jnp.float32)
+    batch = {"inputs": x, "labels": jnp.arange(4)}
+    found = {}
+    for name, kept in {"given": base, "rounded": rounded}.items():
+        network = SimpleNamespace(
+            init=lambda key, x, kept=kept: (w, {"base": kept, "mean": jnp.full(4, 1 / 3)}),
+            apply=apply,
+        )
+        task = trainer.supervised(
+            *(network, losses.classification, optax.sgd(0.1)),
+            precision="bfloat16",
+            accumulate=accumulate,
+        )
+        start = task.init(jax.random.key(0), batch)
+        after, _ = jax.jit(task.step)(start, batch)
+        np.testing.assert_array_equal(after.model_state["base"], kept)
+        found[name] = after.params, after.model_state["mean"], task.outputs(start, batch)
+        mean = np.asarray(start.model_state["mean"])
+    seen.discard(("float32", "float32", True))  # of the search for what is frozen
+    assert seen == {("bfloat16", "float32", True), ("bfloat16", "float32", False)}
+    chex.assert_trees_all_equal(*found.values())
+    by_hand = x @ (w + base) - mean
+    np.testing.assert_allclose(found["given"][2], by_hand, atol=0.05)
+    assert float(jnp.abs(found["given"][2] - by_hand).max()) > 1e-4
 
 
 def test_float16_equals_float32_up_to_its_precision(linear, digits):

@@ -62,7 +62,7 @@ class Sampling(NamedTuple):
         prompt = split_batch(make_inputs(arrays, rows))
         sampled = self.network.sample(
             _cast(gather_params(params), config.precision),
-            gather_params(model_state, "model_state"),
+            _cast(gather_params(model_state, "model_state"), config.precision),
             prompt,
             key=key,
             length=config.length,
@@ -82,8 +82,9 @@ class Sampling(NamedTuple):
         )
 
 
-def _cast(params: PyTree, precision: str) -> PyTree:
-    return params if precision == "float32" else cast_floating(params, precision)
+def _cast(variables: PyTree, precision: str) -> PyTree:
+    """Cast parameters, or the model state, which no update changes."""
+    return variables if precision == "float32" else cast_floating(variables, precision)
 
 
 def compute_log_probs(
@@ -98,10 +99,11 @@ def compute_log_probs(
     inputs = join_inputs(answers)
 
     def apply(params: PyTree, model_state: PyTree) -> Any:
-        cast = _cast(params, config.precision)
-        return network.apply(cast, model_state, inputs, key=None, train=False)
+        cast = _cast((params, model_state), config.precision)
+        returned = network.apply(*cast, inputs, key=None, train=False)
+        return check_pair(network, "apply", returned)[0]
 
-    logits, _ = check_pair(network, "apply", call_gathered(apply, params, model_state))
+    logits = call_gathered(apply, params, model_state)
     first = answers.prompt["tokens"].shape[1] - 1
     logits = logits[:, first:].astype(jnp.float32) / config.temperature
     return -optax.softmax_cross_entropy_with_integer_labels(logits, answers.tokens)

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 import hooks
 import trainer
 from trainer.rl import GRPOConfig, HostReward, evaluation_of_answers, grpo
+from trainer.rl.answering.answers import compute_log_probs
 
 PROMPTS = {"early": ["a", "ca"], "late": [{"prompt": "d"}, {"prompt": "acd"}]}
 CONFIG = GRPOConfig(
@@ -117,6 +118,19 @@ def test_the_first_minibatch_has_the_probabilities_of_the_sampling(network, toke
     assert traces["update/approx_kl"][-1] > 1e-5
     assert taken == 4
     assert {"update/clip_fraction", "update/grad_norm", "update/clipped"} <= values.keys()
+
+
+def test_in_bfloat16_the_model_state_is_cast_as_the_parameters_are(network, tokenizer, reward):
+    config = dataclasses.replace(CONFIG, precision="bfloat16")
+    agent = grpo(network, tokenizer, ["ab"], reward, optax.sgd(1.0), config)
+    given, found = jnp.linspace(0.1, 0.3, 8), []
+    for bias in (given, given.astype(jnp.bfloat16).astype(jnp.float32)):
+        state = agent.init(jax.random.key(1)).replace(model_state={"bias": bias})
+        after, answers, _ = agent.rollout.execute(state, None, donate=False)
+        chances = compute_log_probs(network, state.params, state.model_state, answers, config)
+        found.append((answers.log_probs, chances))
+        assert after.model_state["bias"].dtype == jnp.float32
+    chex.assert_trees_all_equal(*found)
 
 
 def test_one_minibatch_is_a_step_along_the_policy_gradient(network, tokenizer, reward):
