@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trainer.data.conversations.chat_template import END, START, ChatTemplate, Message, split_marks
+from trainer.data.conversations.chat_template import ChatTemplate, Message, split_marks
 
 Span = tuple[int, int]
 """The first character, and the one after the last."""
@@ -14,6 +15,10 @@ _REMEDY = (
     "mark the assistant's text in the template by {% generation %} and {% endgeneration %}, or let "
     'data.chat train on everything, train_on="all"'
 )
+
+_THOUGHTS_END = "</think>"
+"""What ends the thoughts with which a content may begin; templates leave them out of earlier
+answers."""
 
 
 class AnnotatedText(NamedTuple):
@@ -35,7 +40,8 @@ def render_conversation(
     message of the assistant reaches from the end of what the template writes for the messages
     before it, with the beginning of an answer, to the end of what it writes for the messages up to
     it. Both must begin the whole text. A template may write the last message in a special way, as
-    Qwen 3's adds empty thoughts: then the message's content and what ends it must be in place.
+    Qwen 3's adds empty thoughts, and leaves the thoughts out of earlier answers: then the message
+    is the longest ending of what the template writes for it that also continues the text.
 
     Args:
         template: of the model.
@@ -61,53 +67,71 @@ def render_conversation(
     ['2</>']
     """
     text, spans = split_marks(template.render(messages, variables=variables))
+    written = _WrittenConversation(template, messages, variables, text)
     if template.marks_generation:
         if given:
-            start = len(_render_prompt(template, messages[:given], text, variables))
+            start = written.find_start(given, 0)
             spans = [span for span in spans if span[0] >= start]
         return AnnotatedText(text, spans, rendered=True)
-    spans = []
+    spans, end = [], 0
     for index in range(given, len(messages)):
         if messages[index]["role"] == "assistant":
-            spans.append(_find_span(template, messages, index, text, variables))
+            start = written.find_start(index, end)
+            end = written.find_end(index, start)
+            spans.append((start, end))
     return AnnotatedText(text, spans, rendered=True)
 
 
-def _find_span(
-    template: ChatTemplate,
-    messages: Sequence[Message],
-    index: int,
-    text: str,
-    variables: Mapping[str, Any],
-) -> Span:
-    start = len(_render_prompt(template, messages[:index], text, variables))
-    through = template.render(messages[: index + 1], variables=variables)
-    if text.startswith(through) and len(through) >= start:
-        return start, len(through)
-    content = messages[index].get("content") or ""
-    core = content.strip()
-    # Marks within the space around a content stay where a template strips it.
-    marked = {**messages[index], "content": content.replace(core, f"{START}{core}{END}", 1)}
-    rendered = template.render([*messages[:index], marked], variables=variables)
-    answer = text[start:].lstrip()
-    ending = (core + rendered.rpartition(END)[2]).lstrip()
-    found = ending and END in rendered  # of an empty answer the ending is all there is
-    if found and split_marks(rendered)[0] == through and answer.startswith(ending):
-        return start, len(text) - len(answer) + len(ending)
-    raise ValueError(
-        f"{template.name} writes message {index + 1} in another way when "
-        f"others follow, so what the assistant wrote cannot be found: {_REMEDY}"
-    )
+@dataclasses.dataclass(frozen=True)
+class _WrittenConversation:
+    """What a template wrote for messages, and writes for the first of them."""
 
+    template: ChatTemplate
+    messages: Sequence[Message]
+    variables: Mapping[str, Any]
+    text: str
 
-def _render_prompt(
-    template: ChatTemplate, messages: Sequence[Message], text: str, variables: Mapping[str, Any]
-) -> str:
-    """Return what comes before an answer to these messages, the beginning of a whole text."""
-    before, _ = split_marks(template.render(messages, prompt=True, variables=variables))
-    if text.startswith(before):
-        return before
-    raise ValueError(
-        f"{template.name} writes the first {len(messages)} messages in "
-        f"another way when others follow, so the answer to them cannot be found: {_REMEDY}"
-    )
+    def find_start(self, index: int, after: int) -> int:
+        """Return where the answer to the first messages begins.
+
+        Args:
+            index: the number of these messages.
+            after: where the last answer among them ends, as far as it was sought; else 0.
+        """
+        before = self._write(index, prompt=True)
+        if self.text.startswith(before):
+            return len(before)
+        # Earlier answers may be written in another way: what is between must be the same.
+        tag, start = before.removeprefix(self._write(index)), after
+        while after and tag not in ("", before) and (start := self.text.find(tag, start)) >= 0:
+            start += len(tag)
+            if before.endswith(self.text[after:start]):
+                return start
+        raise ValueError(
+            f"{self.template.name} writes the first {index} messages in "
+            f"another way when others follow, so the answer to them cannot be found: {_REMEDY}"
+        )
+
+    def find_end(self, index: int, start: int) -> int:
+        """Return where a message of the assistant ends that begins at `start`."""
+        through = self._write(index + 1)
+        if self.text.startswith(through) and len(through) >= start:
+            return len(through)
+        message = through.removeprefix(self._write(index, prompt=True))
+        answer = self.text[start:].lstrip()  # templates differ in the space before a content
+        endings = (message[n:] for n in range(len(message)) if message[n] == answer[:1])
+        ending = next((one for one in endings if answer.startswith(one)), "")
+        content = self.messages[index].get("content") or ""
+        said, shown = (one.rpartition(_THOUGHTS_END)[2].strip() for one in (content, ending))
+        if ending and message != through and shown.startswith(said):
+            return len(self.text) - len(answer) + len(ending)
+        raise ValueError(
+            f"{self.template.name} writes message {index + 1} in another way when "
+            f"others follow, so what the assistant wrote cannot be found: {_REMEDY}"
+        )
+
+    def _write(self, count: int, *, prompt: bool = False) -> str:
+        """Return what the template writes for the first messages alone."""
+        messages = self.messages[:count]
+        written = self.template.render(messages, prompt=prompt, variables=self.variables)
+        return split_marks(written)[0]

@@ -32,6 +32,44 @@ THINKING = (
 )
 """The last answer, and no other, begins with empty thoughts."""
 
+REASONING = """
+{%- set at = namespace(query=0) %}
+{%- for m in messages %}
+  {%- if m.role == "user" %}{% set at.query = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- for m in messages %}
+  {%- set said = m.content or "" %}{% set thoughts = "" %}
+  {%- if m.role == "assistant" and "</think>" in said %}
+    {%- set thoughts = said.split("</think>")[0].split("<think>")[-1].strip("\n") %}
+    {%- set said = said.split("</think>")[-1].lstrip("\n") %}
+  {%- endif %}
+  {%- if m.role == "tool" %}
+    {%- if loop.previtem.role != "tool" %}{{ "<|im_start|>user" }}{% endif %}
+    {{- "\n<result>" + said + "</result>" }}
+    {%- if loop.last or loop.nextitem.role != "tool" %}{{ "<|im_end|>\n" }}{% endif %}
+  {%- else %}
+    {{- "<|im_start|>" + m.role + "\n" }}
+    {%- if m.role == "assistant" and loop.index0 > at.query and (loop.last or thoughts) %}
+      {{- "<think>\n" + thoughts + "\n</think>\n\n" + said.lstrip("\n") }}
+    {%- else %}{{ said }}{% endif %}
+    {%- for call in m.tool_calls or [] %}
+      {%- if said or not loop.first %}{{ "\n" }}{% endif %}
+      {{- "<call>" + call.name + "</call>" }}
+    {%- endfor %}
+    {{- "<|im_end|>\n" }}
+  {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "<|im_start|>assistant\n" }}{% endif %}"""
+"""Thoughts are written after the last question alone, empty ones where the last answer has none;
+results of tools that follow one another are one message of the user."""
+
+HEADED = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message.role + '|>\n\n' + message.content | trim + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n\n' }}{% endif %}"
+)
+"""It begins with a special token, and strips contents."""
+
 MARKED = (
     "{%- for message in messages -%}\n"
     "{{ '<|im_start|>' + message.role + '\n' }}\n"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from trainer.data.conversations.assistant_spans import render_conversation
 from trainer.data.conversations.chat_template import compile_template
 
-from .conftest import ALTERNATING, CHATML, ENDS, MARKED, THINKING, talk
+from .conftest import ALTERNATING, CHATML, ENDS, HEADED, MARKED, REASONING, THINKING, talk
 
 CONTENTS = st.lists(
     st.text("ab <|>\n", min_size=1, max_size=5).map(str.strip).filter(bool), min_size=2
@@ -50,6 +50,52 @@ def test_an_empty_answer_is_its_end_alone(empty):
         _, found = annotate(text, talk("a", empty, "b", "c"))
         thoughts = "<think>\n\n</think>\n\n" if text == THINKING else ""
         assert found == [empty + ENDS[text], thoughts + "c" + ENDS[text]]
+
+
+END = "<|im_end|>\n"
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+CALL_AFTER_THOUGHTS = {**CALL, "content": "<think>\nr\n</think>\n\n"}
+CALLS_AFTER_WORDS = {**CALL, "content": "well", "tool_calls": [{"name": "f"}, {"name": "g"}]}
+RESULT = {"role": "tool", "content": "t"}
+EMPTY = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("messages", "answers"),
+    [
+        (talk("a", "<think>\nr\n</think>\n\nb", "c", "d"), ["b", EMPTY + "d"]),
+        (
+            talk("a", "<think>r</think>b", "a", "<think>r</think>b"),
+            ["b", "<think>\nr\n</think>\n\nb"],
+        ),
+        (talk("a", "<think>r</think>", "c", "d"), ["", EMPTY + "d"]),
+        (talk("a", "\n\n\nb", "c", " d "), ["\n\n\nb", EMPTY + " d "]),
+        ([*talk("a"), CALL, RESULT, RESULT, *talk("", "b")[1:]], ["<call>f</call>", EMPTY + "b"]),
+        ([*talk("a"), {**CALL, "content": ""}], [EMPTY + "<call>f</call>"]),
+        (
+            [*talk("a"), CALLS_AFTER_WORDS, RESULT, CALL, RESULT],
+            ["well\n<call>f</call>\n<call>g</call>", "<call>f</call>"],
+        ),
+        (
+            # Thoughts that the template wrote before the second question, and leaves out after it.
+            [*talk("a"), CALL_AFTER_THOUGHTS, RESULT, *talk("", "b", "c", "d")[1:]],
+            ["<call>f</call>", "b", EMPTY + "d"],
+        ),
+        (
+            [*talk("a"), CALL_AFTER_THOUGHTS, RESULT, *talk("", "<think>s</think>b")[1:]],
+            ["<think>\nr\n</think>\n\n<call>f</call>", "<think>\ns\n</think>\n\nb"],
+        ),
+    ],
+)
+def test_answers_of_a_template_that_leaves_out_thoughts(messages, answers):
+    _, found = annotate(REASONING, messages)
+    assert found == [answer + END for answer in answers]
+
+
+def test_answers_are_found_where_a_template_strips_them():
+    text, found = annotate(HEADED, talk(" a ", "\nb ", "c", " d\n"))
+    assert found == ["b<|im_end|>", "d<|im_end|>"]
+    assert text.startswith("<s><|user|>\n\na<|im_end|><|assistant|>\n\nb")
 
 
 def test_system_and_tools_pass_through_the_template():
