@@ -46,11 +46,10 @@ PASSAGE, ANSWER, HELD_OUT = 160, 24, 0.2
 """Characters of a passage and tokens of an answer, at most; share of paragraphs to measure on."""
 
 QUESTION, END = "Which section says this? {}", "<|im_end|>"
-PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 TEMPLATE = """{% for message in messages -%}
 {{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
-"""ChatML, as Qwen has it; `PROMPT` is what it writes before an answer."""
+"""ChatML, as Qwen has it."""
 
 Passage = tuple[str, str]
 """A text, and what its section is called."""
@@ -232,21 +231,22 @@ def examine(
     network: models.Decoder, variables: tuple, directory: Path, passages: Sequence[Passage]
 ) -> str:
     """Say how many of the likeliest answers name the section, and how many of drawn ones hedge."""
-    tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
-    prompts = [PROMPT.format(QUESTION.format(text)) for text, _ in passages]
+    tokenizer = data.open_tokenizer(directory)
+    questions = [[{"role": "user", "content": QUESTION.format(text)}] for text, _ in passages]
     answers = []
     for temperature in (0.0, 1.0):
         written = models.generate(
             network,
             variables[0],
-            [tokenizer.encode(prompt).ids for prompt in prompts],
+            [tokenizer.encode(question) for question in questions],
             length=ANSWER,
             key=jax.random.key(0),
             temperature=temperature,
-            stop=[tokenizer.token_to_id(END)],
+            stop=tokenizer.stop,
             model_state=variables[1],
         )
-        answers.append(tokenizer.decode_batch(np.asarray(written.tokens).tolist()))
+        rows = zip(written.tokens.tolist(), written.lengths.tolist(), strict=True)
+        answers.append([tokenizer.decode(row[:length]) for row, length in rows])
     right = np.mean([name in one for one, (_, name) in zip(answers[0], passages, strict=True)])
     hedged = np.mean(["not sure" in one for one in answers[1]])
     return f"{right:.2f} of the sections right, {hedged:.2f} of the answers hedged"

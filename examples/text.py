@@ -156,6 +156,7 @@ def main(config: Config) -> None:
         *writers,
         length=config.context - len(PROMPT),
         temperature=0.8,
+        stop=(),
     )
 
     def init():

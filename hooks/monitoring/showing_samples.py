@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hooks.combining import Chain, chain
 from hooks.control.kept_params import (
@@ -21,11 +20,13 @@ from hooks.metric_logging import check_writers, resume_writers, write_values
 from hooks.writers.values import Text, Value
 from hooks.writers.writer import Writer
 from trainer import TrainState
-from trainer.checks.language_models import require_sampler, require_tokenizer
-from trainer.data.conversations.continuations import decode_continuation
+from trainer.checks.language_models import check_prompts, require_sampler
+from trainer.data.prompts.continuations import decode_continuation
+from trainer.data.prompts.left_padding import make_inputs, pad_prompts
+from trainer.data.prompts.prompt_encoding import encode_prompts, prepare_tokenizer
+from trainer.data.prompts.stop_tokens import choose_stop
 from trainer.host.exception_notes import annotate_errors
 from trainer.phases.buffers.state_buffers import has_same_arrays
-from trainer.rl.answering.prompt_tables import check_prompt_tokens, make_inputs, tabulate_prompts
 from trainer.supervised.step_averages import AVERAGE
 
 
@@ -37,7 +38,7 @@ def show_samples(
     length: int = 64,
     temperature: float = 1.0,
     top_p: float | None = None,
-    stop: Sequence[int] = (),
+    stop: Sequence[int] | None = None,
     params: str | None = None,
 ) -> Chain:
     """Write what a language model generates after prompts, `samples/0` for the first of them.
@@ -48,14 +49,16 @@ def show_samples(
 
     Args:
         decoder: the network, from `models.transformer` or `models.lora`.
-        tokenizer: with `encode(text)`, which returns token ids or a record with `ids`, and
-            `decode(ids)`: a `tokenizers.Tokenizer`, for instance.
-        prompts: texts, or lists of token ids.
+        tokenizer: the directory of the weights or another that `data.open_tokenizer` takes or
+            returns; or an object with `encode(text)`, which returns token ids or a record with
+            `ids`, and `decode(ids)`.
+        prompts: texts; lists of messages, which the chat template of the tokenizer writes up to the
+            beginning of an answer; or lists of token ids.
         writers: those of `log_metrics` or others. In `background` no other hook may use them.
         length: largest number of tokens to generate.
         temperature: divides the logits; 0 takes the likeliest token.
         top_p: share of the probability of the likeliest tokens to draw from; None for all.
-        stop: tokens that end a sample; they are not shown.
+        stop: tokens that end a sample, which are not shown; None: those that the tokenizer names.
         params: name of a hook before this one that keeps parameters, such as `average_params`, to
             generate with instead of the trained ones, as `samples/average_params/0`; `average`:
             those that `supervised(..., average=0.999)` keeps.
@@ -78,15 +81,15 @@ def show_samples(
     """
     who = "show_samples"
     require_sampler(decoder, who)
-    require_tokenizer(tokenizer, who)
+    tokenizer = prepare_tokenizer(tokenizer, who)
     if not writers:
         raise ValueError(f"{who} needs a writer: {who}(decoder, tokenizer, prompts, Console())")
     check_writers(who, writers)
-    table = tabulate_prompts(tokenizer, prompts, who)
-    tokens, lengths = (np.asarray(table.arrays[name]) for name in ("tokens", "lengths"))
-    inputs = make_inputs(table.arrays, jnp.arange(len(tokens)))
+    encoded = encode_prompts(tokenizer, prompts, who)
+    arrays = pad_prompts([prompt.tokens for prompt in encoded])
+    inputs = make_inputs(arrays, jnp.arange(len(encoded)))
     name, tag = (who, "samples") if params is None else (f"{who}/{params}", f"samples/{params}")
-    required, ending = list_required_states(params), tuple(map(int, stop))
+    required, ending = list_required_states(params), choose_stop(stop, tokenizer, who)
     prepared: dict[int, tuple[TrainState, Any]] = {}
 
     @jax.jit
@@ -108,7 +111,7 @@ def show_samples(
         kept = {"params": state.params, "model_state": state.model_state}
         kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), kept)
         with annotate_errors(f"in checking hook {name!r} before training"):
-            check_prompt_tokens(decoder, kept["params"], kept["model_state"], table)
+            check_prompts(decoder, kept["params"], kept["model_state"], arrays, length, who)
             jax.eval_shape(sample, kept, inputs, jax.random.key(0))
 
     def prepare(state: TrainState) -> None:
@@ -121,12 +124,12 @@ def show_samples(
             drawn = draw(state)
         drawn = jax.device_get(drawn)
         texts: dict[str, Value] = {}
-        for row, prompt in enumerate(table.texts):
+        for row, prompt in enumerate(encoded):
             written = drawn.tokens[row, : drawn.lengths[row]].tolist()
             if written[-1] in ending:
                 written.pop()
-            given = tokens[row, tokens.shape[1] - lengths[row] :].tolist()
-            texts[f"{tag}/{row}"] = Text(prompt + decode_continuation(tokenizer, given, written))
+            continuation = decode_continuation(tokenizer, prompt.tokens, written)
+            texts[f"{tag}/{row}"] = Text(prompt.text + continuation)
         return texts
 
     def close(error: BaseException | None) -> None:

@@ -95,6 +95,30 @@ def require_number(what: str, value: Any) -> float:
     return float(value)
 
 
+def check_range(what: str, values: Any, count: int, things: str) -> None:
+    """Raise ValueError if an integer is below 0, or not below the count of what it indexes.
+
+    Args:
+        what: the values are, for the message.
+        values: a NumPy array.
+        count: of what they index.
+        things: that they index, for the message.
+
+    >>> import numpy as np
+    >>> check_range("labels", np.array([0, 3]), 3, "classes")
+    Traceback (most recent call last):
+    ValueError: labels must be between 0 and 2, as the network has 3 classes; got labels ...
+    """
+    if not values.size:
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= count:
+        raise ValueError(
+            f"{what} must be between 0 and {count - 1}, as the network has {count} {things}; "
+            f"got {what} between {low} and {high}"
+        )
+
+
 def describe_value(thing: Any) -> str:
     """Describe a value in a few words, without the contents of containers and arrays.
 

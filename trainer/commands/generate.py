@@ -12,23 +12,24 @@ import numpy as np
 import tyro
 
 from trainer.checks.arguments import describe_value
-from trainer.checks.language_models import require_tokenizer
+from trainer.checks.language_models import check_prompts
 from trainer.commands.lookup.checkpoint_choice import NEWEST, SelectionOptions, choose_checkpoint
 from trainer.commands.lookup.functions import load_function
 from trainer.commands.lookup.stores import RunName, StoreName
 from trainer.commands.terminal.calling import CommandError
-from trainer.data.conversations.continuations import decode_continuation
+from trainer.data.conversations.text_tokenizer import TextTokenizer
+from trainer.data.prompts.continuations import decode_continuation
+from trainer.data.prompts.left_padding import make_inputs, pad_prompts
+from trainer.data.prompts.prompt_encoding import Prompt, encode_prompts, prepare_tokenizer
+from trainer.data.prompts.stop_tokens import choose_stop
 from trainer.host.escaping import escape_lines, escape_text
-from trainer.rl.answering.prompt_tables import (
-    PromptTable,
-    check_prompt_tokens,
-    make_inputs,
-    tabulate_prompts,
-)
 from trainer.state import TrainState
 
 FORM = "(checkpoint) -> (network, state, tokenizer)"
 """How the function that a user names is called."""
+
+COMMAND = "generate"
+"""What messages call it."""
 
 INCOMPLETE = "\ufffd"
 """What a tokenizer decodes to where the bytes of a character are still to come."""
@@ -46,8 +47,9 @@ class TextSampling:
     """number of likeliest tokens to draw from."""
     top_p: float | None = None
     """share of the probability, among those, of the fewest likeliest tokens to draw from."""
-    stop: tuple[str, ...] = ()
-    """tokens that end a text, each as the tokenizer writes it, such as "<|im_end|>"."""
+    stop: tuple[str, ...] | None = None
+    """tokens that end a text, each as the tokenizer writes it, such as "<|im_end|>"; otherwise
+    those that it names."""
     seed: int = 0
     """of the random numbers; the same seed writes the same texts."""
 
@@ -58,6 +60,7 @@ def generate(
     *,
     with_: Annotated[str, tyro.conf.arg(name="with")],
     prompt: tuple[str, ...],
+    chat: bool = False,
     sampling: Annotated[TextSampling, tyro.conf.arg(name="")] = TextSampling(),
     selection: SelectionOptions = NEWEST,
     store: StoreName = None,
@@ -65,28 +68,30 @@ def generate(
     """Write text with the language model of a checkpoint, as it is generated.
 
     It calls your function NAME(checkpoint), which restores the checkpoint,
-    checkpoint.restore(template), and returns (network, state, tokenizer). The tokenizer has
-    encode(text) and decode(ids), as a tokenizers.Tokenizer does.
+    checkpoint.restore(template), and returns (network, state, tokenizer). The tokenizer is the
+    directory of the weights, what data.open_tokenizer returns, or has encode(text) and decode(ids).
 
     Args:
         run: its name, or the path of its directory.
         with_: FILE:NAME of the function, such as examples/text.py:language.
         prompt: what the text begins with; several write a text each.
+        chat: a prompt is a message of the user, which the tokenizer's chat template writes.
     """
     choice = choose_checkpoint(run, store, selection)
     network, state, tokenizer = _check(with_, load_function(with_, FORM)(choice))
-    table = _tabulate(tokenizer, prompt)
+    prompts = _encode(tokenizer, prompt, chat=chat)
+    arrays = pad_prompts([one.tokens for one in prompts])
     key = jax.random.key(sampling.seed)
     try:
-        stop = tuple(_find_token(tokenizer, text) for text in sampling.stop)
-        check_prompt_tokens(network, state.params, state.model_state, table)
+        stop = _choose_stop(tokenizer, sampling.stop)
+        check_prompts(network, state.params, state.model_state, arrays, sampling.length, COMMAND)
         for number in range(len(prompt)):
             if number:
                 print()
             _write(
                 (network, state, tokenizer),
-                table,
-                number,
+                prompts[number],
+                make_inputs(arrays, jnp.array([number])),
                 key=jax.random.fold_in(key, number),
                 sampling=sampling,
                 stop=stop,
@@ -116,26 +121,32 @@ def _check(named: str, loaded: Any) -> tuple[Any, TrainState, Any]:
             f"{describe_value(state)}"
         )
     try:
-        require_tokenizer(tokenizer, escape_text(named))
-    except TypeError as error:
+        return network, state, prepare_tokenizer(tokenizer, escape_text(named))
+    except (TypeError, ValueError, OSError, ImportError) as error:
         raise CommandError(escape_lines(error)) from error
-    return network, state, tokenizer
 
 
-def _tabulate(tokenizer: Any, prompts: Sequence[str]) -> PromptTable:
-    """Tokenize the prompts, padded to one length, so that one compiled function reads them all."""
+def _encode(tokenizer: Any, prompts: Sequence[str], *, chat: bool) -> list[Prompt]:
+    """Tokenize the prompts."""
+    asked = [[{"role": "user", "content": text}] if chat else text for text in prompts]
     try:
-        return tabulate_prompts(tokenizer, list(prompts), "--prompt")
+        return encode_prompts(tokenizer, asked, "--chat" if chat else "--prompt")
     except (ValueError, TypeError, LookupError) as error:
         raise CommandError(f"the tokenizer refuses a prompt: {escape_lines(error)}") from error
 
 
+def _choose_stop(tokenizer: Any, stop: Sequence[str] | None) -> tuple[int, ...]:
+    given = None if stop is None else [_find_token(tokenizer, text) for text in stop]
+    return choose_stop(given, tokenizer, COMMAND)
+
+
 def _find_token(tokenizer: Any, text: str) -> int:
     """Return the token that a text is."""
-    find = getattr(tokenizer, "token_to_id", None)
+    encoder = tokenizer.encoder if isinstance(tokenizer, TextTokenizer) else tokenizer
+    find = getattr(encoder, "token_to_id", None)
     if find is not None and (token := find(text)) is not None:
         return int(token)
-    encoded = tokenizer.encode(text)
+    encoded = encoder.encode(text)
     tokens = list(getattr(encoded, "ids", encoded))
     if len(tokens) != 1:
         raise CommandError(
@@ -146,8 +157,8 @@ def _find_token(tokenizer: Any, text: str) -> int:
 
 def _write(
     model: tuple[Any, TrainState, Any],
-    table: PromptTable,
-    number: int,
+    prompt: Prompt,
+    inputs: Any,
     *,
     key: jax.Array,
     sampling: TextSampling,
@@ -157,21 +168,19 @@ def _write(
     from entracte import models
 
     network, state, tokenizer = model
-    inputs = make_inputs(table.arrays, jnp.array([number]))
-    prompt = table.arrays["tokens"][number][-table.arrays["lengths"][number] :].tolist()
     written: list[int] = []
     shown = 0
 
     def show(step: int, tokens: np.ndarray) -> None:
         if not step:  # no error of a setting comes after it
-            print(escape_lines(table.texts[number]), end="", flush=True)
+            print(escape_lines(prompt.text), end="", flush=True)
         if (token := int(tokens[0])) not in stop:
             written.append(token)
             print_new(complete=False)
 
     def print_new(*, complete: bool) -> None:
         nonlocal shown
-        text = decode_continuation(tokenizer, prompt, written)
+        text = decode_continuation(tokenizer, prompt.tokens, written)
         if complete or not text.endswith(INCOMPLETE):
             print(escape_lines(text[shown:]), end="", flush=True)
             shown = len(text)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trainer.losses.loss import Loss, check_range, require_entry, require_logits
+from trainer.checks.arguments import check_range
+from trainer.losses.loss import Loss, require_entry, require_logits
 from trainer.losses.weighing import (
     ClassWeights,
     attach_weights,

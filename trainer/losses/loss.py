@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from trainer.checks.arguments import describe_value
 from trainer.checks.suggestions import suggest_and_list, suggest_name
@@ -196,15 +195,3 @@ def require_logits(task: str, outputs: Any, form: str, leading: tuple[int, ...])
         raise ValueError(f"{task} needs logits {form} = [{wanted}] from the network; got {got}")
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise ValueError(f"{task} needs floating logits; got {outputs.dtype}")
-
-
-def check_range(what: str, values: np.ndarray, count: int, things: str) -> None:
-    """Raise ValueError if a host integer is below 0, or not below the count of what it indexes."""
-    if not values.size:
-        return
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= count:
-        raise ValueError(
-            f"{what} must be between 0 and {count - 1}, as the network has {count} {things}; "
-            f"got {what} between {low} and {high}"
-        )

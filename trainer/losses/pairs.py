@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from trainer.checks.arguments import check_range
 from trainer.checks.pytrees import describe_leaf
-from trainer.losses.loss import check_range, require_entry, require_logits
+from trainer.losses.loss import require_entry, require_logits
 from trainer.losses.weighing import check_weights
 
 CHOSEN, REJECTED = 1, 2

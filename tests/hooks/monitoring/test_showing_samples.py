@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tokenizers
 
 import hooks
 import models
@@ -95,6 +96,23 @@ def test_stop_tokens_end_a_sample_and_are_not_shown(start, recorder):
     assert min(map(len, wanted)) < 5 + len(PROMPTS[1])
 
 
+def test_messages_are_written_by_the_template_and_the_tokenizer_names_the_end(start, recorder):
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({x: n for n, x in enumerate("abcdef")}, []))
+    made.add_special_tokens(["f"])
+    made.decoder = tokenizers.decoders.Fuse()
+    template = (
+        "{% for m in messages %}{{ m.content }}f{% endfor %}{{ 'b' if add_generation_prompt }}"
+    )
+    opened = data.open_tokenizer(made, template=template)
+    asked = [[{"role": "user", "content": text}] for text in ("a", "cde")]
+    hooks.show_samples(DECODER, opened, asked, recorder, length=5)(start, {})
+    key, prompts = start.key("hook/show_samples"), [[0, 5, 1], [2, 3, 4, 5, 1]]
+    written = models.generate(DECODER, start.params, prompts, length=5, key=key, stop=(5,))
+    rows = zip(["afb", "cdefb"], written.tokens.tolist(), written.lengths.tolist(), strict=True)
+    wanted = [text + LETTERS.decode(row[:n]).replace("f", "") for text, row, n in rows]
+    assert texts(recorder)[0] == wanted
+
+
 def test_kept_parameters_generate_under_their_own_name(start, recorder):
     chain = hooks.chain(
         hooks.average_params(0.9),
@@ -128,7 +146,7 @@ def test_a_frozen_base_in_the_model_state_is_read(start, recorder):
     ("changes", "error", "said"),
     [
         ({"decoder": models.mlp(classes=2)}, TypeError, "show_samples samples answers from a dec"),
-        ({"tokenizer": "words.json"}, TypeError, "show_samples needs a tokenizer with encode"),
+        ({"tokenizer": 3}, TypeError, "show_samples needs a tokenizer: .*; 3 has no encode"),
         ({"prompts": "ab"}, TypeError, "show_samples takes prompts as"),
         ({"prompts": []}, ValueError, "show_samples needs at least one prompt"),
         ({"writers": []}, ValueError, "show_samples needs a writer"),
@@ -145,7 +163,10 @@ def test_what_does_not_fit_is_an_error(recorder, changes, error, said):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"length": 8}, "exceed the context of 12"),
+        (
+            {"length": 8},
+            "text of 13 tokens exceeds the network's context of 12: show_samples contin",
+        ),
         ({"stop": (6,)}, "stop tokens must be in the vocabulary"),
         ({"top_p": 0}, "top_p must be above 0"),
         ({"prompts": ["abz"]}, "tokens of prompts must be between 0 and 5"),

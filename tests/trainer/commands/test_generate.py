@@ -18,7 +18,9 @@ from trainer.host.escaping import escape_lines
 FILE = """
 import types
 import jax, jax.numpy as jnp
+import tokenizers
 import models, trainer
+from trainer import data
 
 bytewise = types.SimpleNamespace(
     encode=lambda text: list(text.encode()),
@@ -38,6 +40,14 @@ def network(checkpoint):
 
 def untokenized(checkpoint):
     return decoder, checkpoint.restore(start()), "words.json"
+
+def chatting(checkpoint):
+    letters = tokenizers.models.BPE({chr(33 + n): n for n in range(90)}, [])
+    made = tokenizers.Tokenizer(letters)
+    made.add_special_tokens(["<end>"])
+    made.decoder = tokenizers.decoders.Fuse()
+    template = "{% for m in messages %}{{ m.role + m.content + '<end>' }}{% endfor %}>"
+    return decoder, checkpoint.restore(start()), data.open_tokenizer(made, template=template)
 
 def alone(checkpoint):
     return checkpoint.restore(start())
@@ -142,6 +152,20 @@ def test_the_epoch_is_chosen_and_a_stop_token_ends_a_text(run, capsys):
     assert capsys.readouterr().out.startswith(f"{wanted}\n{PROMPTS[1]}")
 
 
+def test_a_message_is_asked_by_the_chat_template(run, capsys):
+    words = ["--with", "mine.py:chatting", "--length", "6", "--temperature", "0"]
+    assert main(["generate", "run", *words, "--chat", "--prompt", "hi"]) == 0
+    tokens = [*(ord(x) - 33 for x in "userhi"), 90, ord(">") - 33]
+    decoder, key = load_named("mine.py:decoder"), jax.random.key(0)
+    answer = models.generate(
+        decoder, run.params, [tokens], length=6, key=key, temperature=0, stop=(90,)
+    )
+    written = [token for token in answer.tokens[0, : answer.lengths[0]].tolist() if token < 90]
+    assert capsys.readouterr().out == "userhi<end>>" + "".join(chr(33 + n) for n in written) + "\n"
+    assert main(["generate", "run", "--with", "mine.py:language", "--chat", "--prompt", "hi"]) == 2
+    assert "needs a tokenizer with a chat template" in capsys.readouterr().err.replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -149,14 +173,14 @@ def test_the_epoch_is_chosen_and_a_stop_token_ends_a_text(run, capsys):
             ["--with", "mine.py:network"],
             "must return a language model first.*got a Network.*simulate",
         ),
-        (["--with", "mine.py:untokenized"], "needs a tokenizer with encode"),
+        (["--with", "mine.py:untokenized"], "needs a tokenizer.*words.json"),
         (["--with", "mine.py:alone"], "must be a function .checkpoint. -> .network, state, token"),
         (["--with", "mine.py:stateless"], "must return the restored state second"),
         (["--with", "mine.py:narrow"], "tokens of prompts must be between 0 and 99"),
         (["--with", "mine.py:decoder"], "must be a function"),
         (["--with", "mine.py:languag"], "Did you mean 'language'"),
         (["--prompt", ""], "needs at least one token"),
-        (["--length", "99"], "exceed the context of 16"),
+        (["--length", "99"], "a text of 104 tokens exceeds the network's context of 16"),
         (["--top-p", "0"], "top_p must be above 0"),
         (["--stop", "to"], "--stop must be one token of the tokenizer; 'to' is 2"),
         (["--epoch", "9"], "no checkpoint of epoch 9"),

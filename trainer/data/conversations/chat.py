@@ -11,12 +11,12 @@ import numpy as np
 
 from trainer.checks.arguments import require_integer
 from trainer.data.conversations.conversation_source import ConversationCounts, Conversations
-from trainer.data.conversations.example_forms import ExampleReader, make_reader
+from trainer.data.conversations.example_forms import ExampleReader
 from trainer.data.conversations.example_lines import read_json_lines
 from trainer.data.conversations.message_roles import ROLES, find_unknown_roles, list_roles
+from trainer.data.conversations.opening_tokenizers import read_tokenizer
 from trainer.data.conversations.row_packing import pack_rows
 from trainer.data.conversations.segment_rows import place_segments
-from trainer.data.conversations.text_tokenizer import open_tokenizer
 from trainer.data.conversations.token_encoding import cut_text, encode_texts
 
 log = logging.getLogger("entracte")
@@ -57,8 +57,9 @@ def chat(
     Args:
         path: of the file, in UTF-8.
         tokenizer: a directory with `tokenizer.json`, `tokenizer_config.json` and perhaps
-            `chat_template.jinja`, as it comes with weights; the path of a `tokenizer.json`; or a
-            `tokenizers.Tokenizer`, which knows neither template nor special tokens.
+            `chat_template.jinja`, as it comes with weights; the path of a `tokenizer.json`; a
+            `tokenizers.Tokenizer`, which knows neither template nor special tokens; or what
+            `data.open_tokenizer` returns.
         batch_size: rows per step, of all processes together.
         length: inputs of a row; a conversation has at most one token more.
         template: the chat template, as a text or the path of a file; None: the tokenizer's.
@@ -106,8 +107,8 @@ def chat(
         raise ValueError(f"train_on must be 'assistant' or 'all'; got {train_on!r}")
     most = require_integer("length", length, 1) + 1
     check_too_long(too_long)
-    opened = open_tokenizer(tokenizer, "data.chat")
-    reader = make_reader(opened, template, "data.chat", everything=train_on == "all")
+    opened = read_tokenizer(tokenizer, "data.chat", template)
+    reader = ExampleReader("data.chat", opened, everything=train_on == "all")
     texts = list(encode_texts(opened, read_examples(path, reader.read_chat, reader, part)))
     kept = [one for one in texts if len(one.tokens) > 1]
     if too_long == "drop":
@@ -156,7 +157,7 @@ def read_examples(
     unknown: dict[str, str] = {}
     for line in read_json_lines(path, reader.who, part):
         try:
-            for role in find_unknown_roles(line.values, reader.template):
+            for role in find_unknown_roles(line.values, reader.tokenizer.template):
                 unknown.setdefault(role, line.where)
             yield read(line.values)
         except ValueError as error:

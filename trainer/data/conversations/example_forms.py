@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.checks.arguments import describe_value
-from trainer.checks.paths import to_absolute_path
 from trainer.checks.suggestions import suggest_name
 from trainer.data.conversations.assistant_spans import AnnotatedText, render_conversation
-from trainer.data.conversations.chat_template import (
-    END,
-    START,
-    ChatTemplate,
-    Message,
-    compile_template,
-    split_marks,
-)
+from trainer.data.conversations.chat_messages import require_messages
+from trainer.data.conversations.chat_template import Message, split_marks
 from trainer.data.conversations.text_tokenizer import TextTokenizer
-from trainer.host.safe_open import read_bytes
 
 CHAT_FORMS = (("messages",), ("prompt", "completion"), ("text",))
 PAIR_FORMS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"))
@@ -34,9 +25,7 @@ class ExampleReader:
     """Turns the objects of a file into texts with spans that are trained on."""
 
     who: str
-    template: ChatTemplate | None
-    no_template: str
-    """Why there is no template, and the remedy."""
+    tokenizer: TextTokenizer
     everything: bool = False
     """Whether all is trained on, and not the assistant's text alone."""
 
@@ -48,7 +37,7 @@ class ExampleReader:
         """
         form = _find_form(values, CHAT_FORMS, self.who)
         if form == ("messages",):
-            return self._converse(values, (), _require_messages("messages", values["messages"]))
+            return self._converse(values, (), require_messages("messages", values["messages"]))
         if form == ("text",):
             text = _require_text("text", values["text"])
             return AnnotatedText(text, [(0, len(text))], rendered=False)
@@ -66,7 +55,7 @@ class ExampleReader:
         _find_form(values, PAIR_FORMS, self.who)
         prompt, whole = values.get("prompt"), isinstance(values["chosen"], list)
         if whole and not isinstance(prompt, list):  # the prompt, if any, is in both once more
-            one, other = (_require_messages(n, values[n]) for n in ("chosen", "rejected"))
+            one, other = (require_messages(n, values[n]) for n in ("chosen", "rejected"))
             given = _count_common(one, other)
             if not 0 < given < min(len(one), len(other)):
                 raise ValueError(
@@ -85,8 +74,8 @@ class ExampleReader:
     def _continue(self, values: Mapping[str, Any], prompt: Any, name: str) -> AnnotatedText:
         """Read a prompt and what continues it, both texts or both messages."""
         if isinstance(prompt, list):
-            given = _require_messages("prompt", prompt)
-            return self._converse(values, given, _require_messages(name, values[name]))
+            given = require_messages("prompt", prompt)
+            return self._converse(values, given, require_messages(name, values[name]))
         before = _require_text("prompt", prompt)
         text = before + _require_text(name, values[name])
         return AnnotatedText(text, [(0 if self.everything else len(before), len(text))], False)
@@ -94,52 +83,13 @@ class ExampleReader:
     def _converse(
         self, values: Mapping[str, Any], given: Sequence[Message], answers: Sequence[Message]
     ) -> AnnotatedText:
-        if self.template is None:
-            raise ValueError(self.no_template)
+        template = self.tokenizer.require_template(self.who)
         variables = {name: values[name] for name in VARIABLES if name in values}
         messages = [*given, *answers]
         if self.everything:
-            text, _ = split_marks(self.template.render(messages, variables=variables))
+            text, _ = split_marks(template.render(messages, variables=variables))
             return AnnotatedText(text, [(0, len(text))], rendered=True)
-        return render_conversation(self.template, messages, given=len(given), variables=variables)
-
-
-def make_reader(
-    tokenizer: TextTokenizer,
-    template: str | os.PathLike[str] | None,
-    who: str,
-    *,
-    everything: bool = False,
-) -> ExampleReader:
-    """Return a reader with the given template, or else with the tokenizer's.
-
-    Args:
-        tokenizer: with what lies beside its file.
-        template: of a chat, as a text with `{%` or `{{`, or the path of a file; None: the
-            tokenizer's.
-        who: what reads, for messages.
-        everything: train on all, and not on the assistant's text alone.
-
-    Raises:
-        ImportError: Jinja is not installed.
-        OSError: the template's file is missing or cannot be read.
-        ValueError: the template is none.
-    """
-    text, name = tokenizer.template, f"the chat template of {tokenizer.name}"
-    if isinstance(template, str) and ("{%" in template or "{{" in template):
-        text, name = template, "the given chat template"
-    elif template is not None:
-        file = to_absolute_path(template, who)
-        text, name = read_bytes(file, follow=True).decode(), f"the chat template of {file}"
-    compiled = None
-    if text is not None:
-        compiled = compile_template(text, name, tokenizer.special_tokens, who)
-    no_template = (
-        f"{who} needs a chat template to write messages, and there is none beside "
-        f"{tokenizer.name}: pass template=, or a directory with chat_template.jinja or with "
-        "chat_template in tokenizer_config.json"
-    )
-    return ExampleReader(who, compiled, no_template, everything)
+        return render_conversation(template, messages, given=len(given), variables=variables)
 
 
 def _find_form(
@@ -164,30 +114,6 @@ def _require_text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a text; got {describe_value(value)}")
     return value
-
-
-def _require_messages(name: str, messages: Any) -> list[Message]:
-    """Check messages `{"role": text, "content": text}`; a call of a tool may lack the content."""
-    if not isinstance(messages, list) or not messages:
-        form = '[{"role": ..., "content": ...}, ...]'
-        got = "an empty one" if messages == [] else describe_value(messages)
-        raise ValueError(f"{name} must be a list of messages, {form}; got {got}")
-    for number, message in enumerate(messages, 1):
-        where = f"message {number} of {name}"
-        if not isinstance(message, dict):
-            raise ValueError(
-                f'{where} must have "role" and "content"; got {describe_value(message)}'
-            )
-        for key in ("role", "content"):
-            value = message.get(key)
-            if value is None and key == "content" and message.get("tool_calls"):
-                continue
-            if not isinstance(value, str):
-                got = describe_value(value) if key in message else f"keys {', '.join(message)}"
-                raise ValueError(f"{key} of {where} must be a text; got {got}")
-            if START in value or END in value:
-                raise ValueError(f"{key} of {where} must not hold U+FDD0 and U+FDD1: remove them")
-    return messages
 
 
 def _count_common(one: Sequence[Message], other: Sequence[Message]) -> int:

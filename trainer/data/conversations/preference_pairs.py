@@ -15,9 +15,9 @@ from trainer.data.conversations.chat import (
     require_trained,
 )
 from trainer.data.conversations.conversation_source import ConversationCounts, Conversations
-from trainer.data.conversations.example_forms import make_reader
+from trainer.data.conversations.example_forms import ExampleReader
+from trainer.data.conversations.opening_tokenizers import read_tokenizer
 from trainer.data.conversations.segment_rows import place_segments
-from trainer.data.conversations.text_tokenizer import open_tokenizer
 from trainer.data.conversations.token_encoding import EncodedText, cut_text, encode_texts
 
 
@@ -75,8 +75,8 @@ def preferences(
     """
     most = require_integer("length", length, 1) + 1
     check_too_long(too_long)
-    opened = open_tokenizer(tokenizer, "data.preferences")
-    reader = make_reader(opened, template, "data.preferences")
+    opened = read_tokenizer(tokenizer, "data.preferences", template)
+    reader = ExampleReader("data.preferences", opened)
     pairs = read_examples(path, reader.read_pair, reader, part)
     texts = list(encode_texts(opened, (text for pair in pairs for text in pair)))
     kept, cut = [], 0

@@ -47,11 +47,11 @@ def encode_texts(tokenizer: TextTokenizer, texts: Iterable[AnnotatedText]) -> It
     trained on if the characters before it are. A warning says so if the tokenizer names none.
 
     >>> import tokenizers
-    >>> from trainer.data.conversations.text_tokenizer import open_tokenizer
+    >>> from trainer.data.conversations.opening_tokenizers import read_tokenizer
     >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"to": 0, "be": 1}, "to"))
     >>> words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     >>> text = AnnotatedText("to be to", [(3, 8)], rendered=True)
-    >>> next(encode_texts(open_tokenizer(words, "data.chat"), [text])).trained.tolist()
+    >>> next(encode_texts(read_tokenizer(words, "data.chat"), [text])).trained.tolist()
     [False, True, True]
     """
     iterator, warned = iter(texts), tokenizer.eos is not None

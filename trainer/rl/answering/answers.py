@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from trainer.data.prompts.left_padding import make_inputs
 from trainer.phases.reductions import WEIGHT
 from trainer.placement.constraints import gather_params, split_batch
 from trainer.placement.layer_gathering import call_gathered
 from trainer.rl.answering.grpo_config import GRPOConfig
 from trainer.rl.answering.grpo_loss import has_signal
-from trainer.rl.answering.prompt_tables import PromptTable, make_inputs
+from trainer.rl.answering.prompt_tables import PromptTable
 from trainer.rl.experience import PREFIX
 from trainer.state import PyTree
 from trainer.supervised.network_checks import check_pair
@@ -69,7 +70,7 @@ class Sampling(NamedTuple):
             temperature=0.0 if self.greedy else config.temperature,
             top_k=None if self.greedy else config.top_k,
             top_p=None if self.greedy else config.top_p,
-            stop=config.stop,
+            stop=config.stop or (),
         )
         return Answers(
             prompt,

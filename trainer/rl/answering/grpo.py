@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trainer.checks.arguments import describe_value
-from trainer.checks.language_models import require_sampler, require_tokenizer
-from trainer.host.exception_notes import annotate_errors
-from trainer.losses.loss import check_range
+from trainer.checks.arguments import check_range, describe_value
+from trainer.checks.language_models import check_prompts, require_sampler
+from trainer.data.prompts.prompt_encoding import prepare_tokenizer
+from trainer.data.prompts.stop_tokens import choose_stop
 from trainer.phases.phase import Phase
 from trainer.placement.hoisting import jit_hoisted
 from trainer.rl.answering.answer_phases import evaluate_answers, sample_answers
@@ -55,10 +56,12 @@ def grpo(
     Args:
         network: a decoder, as `models.transformer` returns: `init`, `apply` and `sample`.
             `models.pretrained` makes one that starts with parameters of your own.
-        tokenizer: with `encode(text)`, which returns token ids or a record with `ids`, and
-            `decode(ids)`: a `tokenizers.Tokenizer`, for instance.
-        prompts: a sequence of prompts, each a text, token ids, or a dict of such a `prompt` and
-            other fields, or a dict of such sequences by lesson. A lesson is drawn by
+        tokenizer: the directory of the weights or another that `data.open_tokenizer` takes or
+            returns; or an object with `encode(text)`, which returns token ids or a record with
+            `ids`, and `decode(ids)`.
+        prompts: a sequence of prompts, each a text, a list of messages, which the chat template of
+            the tokenizer writes up to the beginning of an answer, or token ids; or a dict of such a
+            `prompt` and other fields; or a dict of such sequences by lesson. A lesson is drawn by
             `state.carry["lessons"]`, all alike at the start, which `hooks.adapt_curriculum`
             changes, and a prompt of it with equal chances, so one may come up twice.
         reward: a jittable function `(examples, tokens, lengths) -> rewards`, or a `HostReward`.
@@ -77,7 +80,7 @@ def grpo(
     Source: see `GRPOConfig`.
     """
     who = "grpo"
-    table = _check(network, tokenizer, prompts, reward, config, who)
+    tokenizer, table, config = _check(network, tokenizer, prompts, reward, config, who)
     check_optimizer(optimizer, who)
 
     def begin(key: jax.Array) -> Any:
@@ -132,71 +135,34 @@ def evaluation_of_answers(
     Raises:
         TypeError, ValueError: as `grpo`.
     """
-    table = _check(network, tokenizer, prompts, reward, config, "evaluation_of_answers")
+    who = "evaluation_of_answers"
+    tokenizer, table, config = _check(network, tokenizer, prompts, reward, config, who)
     return evaluate_answers(Sampling(network, config, greedy), tokenizer, table, reward, name)
 
 
 def _check(
     network: Any, tokenizer: Any, prompts: Any, reward: Any, config: Any, who: str
-) -> PromptTable:
-    """Check that all fits together, and return the prompts."""
+) -> _Parts:
+    """Check that all fits together, and return what the phases need."""
     check_network(network, who)
     require_sampler(network, who)
-    require_tokenizer(tokenizer, who)
+    prepared = prepare_tokenizer(tokenizer, who)
     if not isinstance(config, GRPOConfig):
         raise TypeError(f"{who} takes a GRPOConfig(...); got {describe_value(config)}")
-    table = tabulate_prompts(tokenizer, prompts, who)
-    vocabulary = _find_vocabulary(network, table, config, who)
-    check_range(f"{who}: tokens of prompts", table.arrays["tokens"], vocabulary, "tokens")
+    config = dataclasses.replace(config, stop=choose_stop(config.stop, prepared, who))
+    table = tabulate_prompts(prepared, prompts, who)
+    first = jax.random.key(0), table.first_inputs
+    params, model_state = jax.eval_shape(lambda: network.init(*first))
+    vocabulary = check_prompts(network, params, model_state, table.arrays, config.length, who)
     check_range("GRPOConfig: stop", np.array(config.stop, np.int64), vocabulary, "tokens")
-    _try_sampling(network, table, config, who)
-    try_reward(reward, tokenizer, table, config, vocabulary)
-    return table
+    try_reward(reward, prepared, table, config, vocabulary)
+    return _Parts(prepared, table, config)
 
 
-def _find_vocabulary(network: Any, table: PromptTable, config: GRPOConfig, who: str) -> int:
-    """Return the size of the network's vocabulary, after checking that it reads whole answers."""
+class _Parts(NamedTuple):
+    """What a sampling is made of, checked."""
 
-    def call() -> Any:
-        time = table.arrays["tokens"].shape[1] + config.length
-        whole = jnp.zeros((1, time), jnp.int32)
-        inputs = {"tokens": whole, "segments": whole, "positions": whole}
-        params, model_state = network.init(jax.random.key(0), inputs)
-        return network.apply(params, model_state, inputs, key=None, train=False)[0]
-
-    with annotate_errors(_describe_longest(table, config, who)):
-        logits = jax.eval_shape(call)
-    shape: tuple[int, ...] = getattr(logits, "shape", ())
-    if len(shape) != 3:
-        raise ValueError(
-            f"{who} needs a network that returns logits [batch, time, vocabulary]; got "
-            f"{describe_value(logits)}"
-        )
-    return shape[2]
-
-
-def _try_sampling(network: Any, table: PromptTable, config: GRPOConfig, who: str) -> None:
-    """Trace a sampling: a decoder refuses a cache that is longer than its context.
-
-    It does not refuse such inputs with segments, of which only the positions are limited.
-    """
-
-    def call(arrays: PyTree) -> Any:
-        key = jax.random.key(0)
-        params, model_state = network.init(key, table.first_inputs)
-        rows, sampling = jnp.zeros(1, jnp.int32), Sampling(network, config)
-        return sampling.sample(params, model_state, arrays, rows, key).tokens
-
-    with annotate_errors(_describe_longest(table, config, who)):
-        jax.eval_shape(call, dict(table.arrays))
-
-
-def _describe_longest(table: PromptTable, config: GRPOConfig, who: str) -> str:
-    """Return what the context has to hold, for errors."""
-    length = table.arrays["tokens"].shape[1]
-    return (
-        f"{who}: the longest prompt has {length} tokens, {table.texts[table.longest]!r:.60}, and "
-        f"an answer up to {config.length}: the network needs a context of "
-        f"{length + config.length}; leave out long prompts, or take a smaller "
-        "GRPOConfig(length=...)"
-    )
+    tokenizer: Any
+    table: PromptTable
+    config: GRPOConfig
+    """With the tokens that end an answer."""

@@ -44,8 +44,8 @@ class GRPOConfig:
     """Number of likeliest tokens to draw from; None: all. Probabilities stay those of all."""
     top_p: float | None = None
     """Share of the probability to draw from, by the likeliest tokens; None: all."""
-    stop: tuple[int, ...] = ()
-    """Tokens that end an answer, which keeps them."""
+    stop: tuple[int, ...] | None = None
+    """Tokens that end an answer, which keeps them; None: those that the tokenizer names."""
     epochs: int = 1
     """Passes over the answers of a sampling."""
     minibatches: int = 1
@@ -95,12 +95,13 @@ class GRPOConfig:
             require_integer("GRPOConfig: top_k", self.top_k, 1)
         if self.top_p is not None and not 0 < require_number("GRPOConfig: top_p", self.top_p) <= 1:
             raise ValueError(f"GRPOConfig: top_p must be in (0, 1], or None; got {self.top_p}")
-        if not isinstance(self.stop, tuple):
+        if not isinstance(self.stop, tuple | None):
             raise TypeError(
                 "GRPOConfig: stop must be a tuple of token ids, such as (tokenizer.token_to_id("
-                f"'<|im_end|>'),); got {describe_value(self.stop)}"
+                f"'<|im_end|>'),), or None for what the tokenizer names; got "
+                f"{describe_value(self.stop)}"
             )
-        for token in self.stop:
+        for token in self.stop or ():
             require_integer("GRPOConfig: a token of stop", token, 0)
 
     def _check_objective(self) -> None:

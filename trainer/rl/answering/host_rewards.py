@@ -32,8 +32,10 @@ class HostReward:
 
     Args:
         function: `(prompts, answers, examples) -> rewards`: lists of as many texts, texts, and
-            dicts with the other fields of each prompt; a finite number for each answer. Special
-            tokens are left out of the answers if the tokenizer's `decode` does so.
+            dicts with the other fields of each prompt; a finite number for each answer. A prompt of
+            messages is what the chat template writes. An answer is what follows the prompt in the
+            decoded text, spaces included; special tokens are left out if the tokenizer's `decode`
+            does so.
         seconds: that one call may take.
         on_failure: `raise` ends the run if a call raises an exception or is late; with `zero` the
             rewards of its group are 0, a warning is logged, and `failed` counts it. A result that

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.checks.arguments import require_function
+from trainer.data.prompts.continuations import decode_continuation
+from trainer.data.prompts.left_padding import make_inputs
 from trainer.data.source import Check, Feed
 from trainer.host.exception_notes import annotate_errors
 from trainer.host.exchange import exchange_words
@@ -19,7 +21,7 @@ from trainer.placement.constraints import replicate, trace_on_mesh
 from trainer.rl.answering.answers import Answers
 from trainer.rl.answering.grpo_config import GRPOConfig
 from trainer.rl.answering.host_rewards import AnswerGroup, HostReward, compute_host_rewards
-from trainer.rl.answering.prompt_tables import PromptTable, make_inputs
+from trainer.rl.answering.prompt_tables import PromptTable
 from trainer.state import PyTree, TrainState, strip_host_fields
 
 Collect = Callable[[TrainState, PyTree], Answers]
@@ -105,7 +107,8 @@ class Scorer:
         example, tokens, lengths = (
             x[rows] for x in jax.device_get((answers.example, answers.tokens, answers.lengths))
         )
-        texts = [self._decode(row[:n]) for row, n in zip(tokens, lengths, strict=True)]
+        written = zip(example.tolist(), tokens, lengths, strict=True)
+        texts = [self._decode(prompt, row[:n].tolist()) for prompt, row, n in written]
         groups = []
         for first in range(0, len(texts), self.config.group_size):
             last = first + self.config.group_size
@@ -116,9 +119,12 @@ class Scorer:
         with span("reward"):
             return compute_host_rewards(self.reward, groups)
 
-    def _decode(self, tokens: np.ndarray) -> str:
-        ids = tokens.tolist()
-        return str(self.tokenizer.decode(ids[:-1] if ids[-1] in self.config.stop else ids))
+    def _decode(self, prompt: int, tokens: list[int]) -> str:
+        """Return the text of an answer to a prompt of the table, without what stopped it."""
+        arrays = self.table.arrays
+        given = arrays["tokens"][prompt][-arrays["lengths"][prompt] :].tolist()
+        ended = tokens[-1] in (self.config.stop or ())
+        return decode_continuation(self.tokenizer, given, tokens[:-1] if ended else tokens)
 
 
 @dataclasses.dataclass(frozen=True)

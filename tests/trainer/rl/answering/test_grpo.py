@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tokenizers
 from jax.sharding import PartitionSpec
 
 import hooks
 import trainer
+from trainer import data
 from trainer.rl import GRPOConfig, HostReward, evaluation_of_answers, grpo
 from trainer.rl.answering.answers import compute_log_probs
 
@@ -236,6 +238,38 @@ def test_populations_and_repeated_programs(network, tokenizer, reward):
 
 
 @pytest.mark.usefixtures("compiled_quickly")
+def test_messages_are_asked_by_the_template_and_answers_end_where_the_tokenizer_says(network):
+    """The decoder of the tokenizer drops the space that a text begins with, as Llama's does."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({x: n for n, x in enumerate(".▁bcdefg")}, []))
+    made.add_special_tokens(["."])
+    replacing, stripping = (
+        tokenizers.decoders.Replace("▁", " "),
+        tokenizers.decoders.Strip(" ", 1, 0),
+    )
+    made.decoder = tokenizers.decoders.Sequence([replacing, tokenizers.decoders.Fuse(), stripping])
+    template = (
+        "{% for m in messages %}{{ m.content }}.{% endfor %}{{ 'g' if add_generation_prompt }}"
+    )
+    seen = []
+
+    def reward(*group):
+        seen.append(group)
+        return [0.0] * len(group[0])
+
+    asked = [{"prompt": [{"role": "user", "content": "bc"}], "sum": 5}]
+    tokenizer = data.open_tokenizer(made, template=template)
+    config = GRPOConfig(prompts=1, group_size=2, length=3)
+    agent = grpo(network, tokenizer, asked, HostReward(reward), optax.sgd(1.0), config)
+    # After g comes a space, then d, then the end.
+    table = jnp.zeros((8, 8)).at[7, 1].set(99.0).at[1, 4].set(99.0).at[4, 0].set(99.0)
+    state = agent.init(jax.random.key(0)).replace(params={"pairs": table})
+    state, history = trainer.fit(state, agent.rollout, epochs=1)
+    assert seen[-1] == (["bc.g"] * 2, [" d"] * 2, [{"sum": 5}] * 2)
+    assert history[0]["sample/length"] == 3
+    assert history[0]["sample/unfinished"] == 0
+
+
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
     ("function", "said"),
     [
@@ -291,7 +325,10 @@ def test_what_does_not_fit_together_is_refused(change, said, network, tokenizer,
             change.get("config", CONFIG),
         )
     if "limit" in said:
-        assert "the longest prompt has 14 tokens, 'abcdefgabcdefg'" in caught.value.__notes__[-1]
+        assert (
+            "grpo continues prompt 0, the longest, of 14 tokens, with up to 3"
+            in caught.value.__notes__[-1]
+        )
 
 
 def test_an_update_needs_a_sampling_and_a_reference(agents):

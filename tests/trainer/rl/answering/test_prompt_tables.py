@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer.rl.answering.prompt_tables import draw_prompts, make_inputs, tabulate_prompts
+from trainer.data.prompts.left_padding import make_inputs
+from trainer.rl.answering.prompt_tables import draw_prompts, tabulate_prompts
 
 PROMPTS = {
     "short": [{"prompt": "a", "value": 1, "name": "x"}, {"prompt": [2], "value": 2, "name": "y"}],
@@ -48,8 +49,9 @@ def test_lessons_are_drawn_by_weight_and_prompts_alike(tokenizer):
         ("abc", "takes prompts as .* got 'abc'"),
         ([{"text": "a"}], r"a prompt as a dict needs 'prompt'; got \['text'\]"),
         (["a", ""], "a prompt needs at least one token"),
-        ([3.5], "a prompt is a text, or its token ids; got 3.5"),
-        ([[{"role": "user", "content": "a"}]], "got a list: render messages"),
+        ([3.5], "a prompt is a text, a list of messages, or token ids; got 3.5"),
+        ([{"role": "user", "content": "a"}], "got the messages of one: put them in a list"),
+        ([[{"role": "user", "content": "a"}]], "needs a tokenizer with a chat template"),
     ],
 )
 def test_what_is_no_prompt_is_refused(prompts, said, tokenizer):
