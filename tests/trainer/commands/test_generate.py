@@ -173,7 +173,10 @@ def test_a_message_is_asked_by_the_chat_template(run, capsys):
             ["--with", "mine.py:network"],
             "must return a language model first.*got a Network.*simulate",
         ),
-        (["--with", "mine.py:untokenized"], "needs a tokenizer.*words.json"),
+        (
+            ["--with", "mine.py:untokenized"],
+            "untokenized needs a tokenizer.json, or .* there is no .*words.json",
+        ),
         (["--with", "mine.py:alone"], "must be a function .checkpoint. -> .network, state, token"),
         (["--with", "mine.py:stateless"], "must return the restored state second"),
         (["--with", "mine.py:narrow"], "tokens of prompts must be between 0 and 99"),
@@ -187,7 +190,7 @@ def test_a_message_is_asked_by_the_chat_template(run, capsys):
     ],
 )
 def test_a_mistake_is_an_error(run, words, said, capsys):
-    given = {"--with": "mine.py:language", "--prompt": "to be"} | dict([words])
+    given = {"--with": "mine.py:language", "--prompt": "to be", "--length": "6"} | dict([words])
     assert main(["generate", "run", *(word for pair in given.items() for word in pair)]) == 2
     out, printed = capsys.readouterr()
     assert out == ""

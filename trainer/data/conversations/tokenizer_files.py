@@ -58,6 +58,10 @@ def read_tokenizer_files(tokenizer: str | os.PathLike[str], who: str) -> Tokeniz
 
 
 def _find_file(path: Path, who: str) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{who} needs a {TOKENIZER}, or a directory that has one; there is no {path}"
+        )
     if not path.is_dir():
         return path
     if (path / TOKENIZER).exists():
