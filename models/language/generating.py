@@ -48,10 +48,11 @@ def generate(
     Args:
         decoder: from `transformer`, `captioner` or `lora`.
         params: its parameters.
-        prompt: a list of prompts, each a sequence of tokens, of any lengths; or the decoder's
-            inputs: tokens, integer `[batch, time]` with at least one token, or a dict with them
-            under `tokens` and the other inputs, such as `image`, or `segments` and `positions`:
-            prompts of different lengths are padded on the left, with segment 0.
+        prompt: a list of prompts, each a sequence of tokens, of any lengths, such as `encode` of
+            `trainer.data.open_tokenizer` returns for a text or messages; or the decoder's inputs:
+            tokens, integer `[batch, time]` with at least one token, or a dict with them under
+            `tokens` and the other inputs, such as `image`, or `segments` and `positions`: prompts
+            of different lengths are padded on the left, with segment 0.
         length: largest number of tokens to generate for each prompt.
         key: () typed key; the same key generates the same tokens.
         temperature: divides the logits; below 1 likely tokens become more likely, and 0 takes
@@ -59,7 +60,8 @@ def generate(
         top_k: number of likeliest tokens to draw from; None for all.
         top_p: share of the probability, among those, of the fewest likeliest tokens to draw from;
             None for all.
-        stop: tokens at which a text stops. Generating ends when all texts have.
+        stop: tokens at which a text stops, such as `stop` of an opened tokenizer. Generating ends
+            when all texts have.
         model_state: the decoder's model state; None for {}.
         on_token: called after each step with its number, from 0, and the tokens that it drew,
             int32 `[batch]`, 0 for texts that have stopped. What it raises ends the generation.
