@@ -13,6 +13,9 @@ FORBIDDEN = {"trainer": {"hooks", "models"}, "models": {"hooks", "trainer"}, "ho
 MEETING_POINTS = (ROOT / "trainer" / "__main__.py", ROOT / "trainer" / "commands")
 """The command line, which alone may import hooks and models."""
 
+TEMPLATE = ROOT / "trainer" / "commands" / "setup" / "project"
+"""Files that `entracte new` copies."""
+
 MAX_LINES = {"trainer": 300, "hooks": 300, "models": 300, "examples": 300, "benchmarks": 350}
 MAX_ENTRIES, MAX_PARAMETERS = 20, 8
 
@@ -32,7 +35,9 @@ MANY_PARAMETERS = {
 
 
 def _files(package):
-    return sorted((ROOT / package).rglob("*.py"))
+    return sorted(
+        file for file in (ROOT / package).rglob("*.py") if not file.is_relative_to(TEMPLATE)
+    )
 
 
 def _name(file):

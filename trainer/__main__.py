@@ -4,28 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from trainer.commands.registry import COMMANDS
 from trainer.commands.terminal.calling import run_command
-
-COMMANDS = {
-    "runs": f"{__package__}.commands.list_runs:runs",
-    "show": f"{__package__}.commands.show:show",
-    "compare": f"{__package__}.commands.compare:compare",
-    "watch": f"{__package__}.commands.watch:watch",
-    "deliver": f"{__package__}.commands.deliver:deliver",
-    "evaluate": f"{__package__}.commands.evaluate:evaluate",
-    "simulate": f"{__package__}.commands.simulate:simulate",
-    "generate": f"{__package__}.commands.generate:generate",
-    "report": f"{__package__}.commands.report:report",
-    "export": f"{__package__}.commands.export:export",
-    "backtest": f"{__package__}.commands.backtest:backtest",
-    "doctor": f"{__package__}.commands.doctor:doctor",
-}
-"""Name to `module:function`, in the order of the overview; only the called module is imported.
-
-Such a function takes required arguments positional-only, and options keyword-only with defaults.
-Its annotations and docstring define the command line. It returns the exit status (None is 0), and
-raises `trainer.commands.terminal.calling.CommandError` for what the user must correct.
-"""
 
 
 def main(arguments: list[str] | None = None) -> int:

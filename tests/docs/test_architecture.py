@@ -12,6 +12,9 @@ PACKAGES = ("trainer", "hooks", "models")
 FACES = tuple(f"{package}.__init__" for package in PACKAGES)
 """Re-exports of what is public, from all rooms."""
 
+TEMPLATE = "trainer.commands.setup.project."
+"""Files that `entracte new` copies."""
+
 
 def get_room(module):
     """Return the folder of a module, or the module itself at the top of its package."""
@@ -44,7 +47,7 @@ def read_code():
     arrows = {}
     for file in (file for package in PACKAGES for file in (ROOT / package).rglob("*.py")):
         module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        if module not in FACES:
+        if module not in FACES and not module.startswith(TEMPLATE):
             rooms = arrows.setdefault(get_room(module), set())
             rooms |= {get_room(m) for m in iter_imports(file) if m.split(".")[0] in PACKAGES}
     return {room: targets - {room} for room, targets in arrows.items()}

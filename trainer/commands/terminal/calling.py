@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 import io
 import itertools
 import os
 import sys
-import types
-import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
 
 from trainer.checks.paths import to_absolute_path
 from trainer.checks.suggestions import suggest_and_list
+from trainer.commands.terminal.options import read_options, takes_one
 from trainer.host.escaping import escape_lines, escape_text
 from trainer.host.extras import install_command
 
@@ -134,11 +131,12 @@ def _call(name: str, command: Command, arguments: Sequence[str]) -> int:
 
     if add_options := getattr(command, "add_options", None):  # its options depend on the arguments
         command = add_options(arguments)
+    single = [option for option, kind in read_options(command).items() if takes_one(kind)]
     try:
         status = tyro.cli(
             command,
             prog=f"entracte {name}",
-            args=merge_options(arguments, _list_single_options(command)),
+            args=merge_options(arguments, single),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except SystemExit as end:  # from tyro: help was requested, or the words do not fit
@@ -146,33 +144,6 @@ def _call(name: str, command: Command, arguments: Sequence[str]) -> int:
             raise
         return end.code or 0
     return status or 0
-
-
-def _list_single_options(command: Command) -> list[str]:
-    """List the options of a command that take one value."""
-    parameters = inspect.signature(command, eval_str=True).parameters.values()
-    annotations: dict[str, Any] = {}
-    for parameter in parameters:
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            annotation = parameter.annotation
-            if typing.get_origin(annotation) is Annotated:
-                annotation = typing.get_args(annotation)[0]
-            fields = dataclasses.is_dataclass(annotation)  # its fields are options
-            annotations |= (
-                typing.get_type_hints(annotation) if fields else {parameter.name: annotation}
-            )
-    return [
-        f"--{name.rstrip('_').replace('_', '-')}"
-        for name, annotation in annotations.items()
-        if _takes_one(annotation)
-    ]
-
-
-def _takes_one(annotation: Any) -> bool:
-    kind, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if kind in (typing.Union, types.UnionType):
-        return all(part is types.NoneType or _takes_one(part) for part in parts)
-    return kind is typing.Literal or annotation in (str, int, float, Path)
 
 
 def _describe_missing() -> str:

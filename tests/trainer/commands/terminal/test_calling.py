@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import trainer.__main__
+from trainer.commands.registry import COMMANDS
 from trainer.commands.terminal.calling import (
     CommandError,
     import_command,
@@ -45,11 +45,11 @@ def stop() -> None:
 OWN = {name: f"{__name__}:{name}" for name in ("shout", "refuse", "stop")}
 
 
-@pytest.mark.parametrize("name", trainer.__main__.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_exists_and_has_help(name):
-    command = import_command(trainer.__main__.COMMANDS[name])
+    command = import_command(COMMANDS[name])
     assert command.__doc__
-    assert run_command(trainer.__main__.COMMANDS, [name, "--help"]) == 0
+    assert run_command(COMMANDS, [name, "--help"]) == 0
 
 
 def test_the_overview_lists_each_command(capsys):
@@ -85,13 +85,13 @@ def test_a_repeated_option_keeps_all_values(capsys):
 
 @pytest.mark.parametrize("words", [["--store", "a", "--store", "b"], ["--store=a", "--store=b"]])
 def test_an_option_of_one_value_cannot_be_repeated(words, store, capsys):
-    assert run_command(trainer.__main__.COMMANDS, ["runs", *words]) == 2
+    assert run_command(COMMANDS, ["runs", *words]) == 2
     assert "give --store once, it takes one value; got a, b" in capsys.readouterr().err
-    assert run_command(trainer.__main__.COMMANDS, ["runs", "--json", "--json"]) == 0
+    assert run_command(COMMANDS, ["runs", "--json", "--json"]) == 0
 
 
 def test_a_missing_argument_is_named(capsys):
-    assert run_command(trainer.__main__.COMMANDS, ["show"]) == 2
+    assert run_command(COMMANDS, ["show"]) == 2
     assert "RUN" in capsys.readouterr().err
 
 

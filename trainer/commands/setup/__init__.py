@@ -1,0 +1,1 @@
+"""Commands that set something up: a project, completion in a shell."""
