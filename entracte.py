@@ -30,6 +30,9 @@ FOLDER = Path(__file__).resolve().parent
 NEEDS = {"hooks": ("trainer",), "models": (), "trainer": ()}
 """The packages, and those that each imports."""
 
+COMMANDS = "trainer.commands."
+"""Beginning of the names of modules that import all three."""
+
 __path__: list[str] = []  # a hidden package is a submodule, which only `_Finder` finds
 
 
@@ -64,7 +67,7 @@ def _is_hidden(package: str) -> bool:
 
 
 class _Loader(SourceFileLoader):
-    """Runs a module of a hidden package, whose imports find the hidden packages too.
+    """Runs a module whose imports find the hidden packages.
 
     The functions of the module keep its builtins, so imports within them do the same.
     """
@@ -75,7 +78,11 @@ class _Loader(SourceFileLoader):
 
 
 class _Finder:
-    """Finds the modules of hidden packages, as `entracte.models.cnn`."""
+    """Finds the modules of hidden packages, as `entracte.models.cnn`, and those of the commands.
+
+    These import `hooks` and `models`, one of which may be hidden while `trainer` is not, or become
+    so: a command may load a file of the user, and find modules beside it.
+    """
 
     @staticmethod
     def find_spec(
@@ -83,6 +90,8 @@ class _Finder:
     ) -> ModuleSpec | None:
         parent, _, rest = name.partition(".")
         package = rest.partition(".")[0]
+        if name.startswith(COMMANDS) and _resolve("trainer") == "trainer":
+            return _find_module(name, path)
         if parent != __name__ or package not in NEEDS:
             return None
         if _resolve(package) == package:
@@ -91,10 +100,14 @@ class _Finder:
                 f"write `from {__name__} import {package}`",
                 name=name,
             )
-        spec = PathFinder.find_spec(name, path or [str(FOLDER)])
-        if spec is not None and spec.origin is not None:
-            spec.loader = _Loader(name, spec.origin)
-        return spec
+        return _find_module(name, path or [str(FOLDER)])
+
+
+def _find_module(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+    spec = PathFinder.find_spec(name, path)
+    if spec is not None and spec.origin is not None:
+        spec.loader = _Loader(name, spec.origin)
+    return spec
 
 
 def _import(

@@ -57,6 +57,9 @@ assert hooks.Hook is trainer.Hook is same.Hook
 assert "hooks" not in sys.modules
 import hooks as own_hooks
 assert own_hooks.OWN == 1
+import entracte
+sys.argv = ["entracte", "--help"]
+assert entracte.main() == 0
 """
 
 
@@ -93,6 +96,7 @@ def test_a_package_that_nothing_hides_is_not_loaded_twice(tmp_path):
     _write_own(tmp_path)
     run = _run(FACES, tmp_path)
     assert run.returncode == 0, run.stderr
+    assert "Write a page about a run" in run.stdout  # of a command that imports hooks
 
 
 def test_where_nothing_hides_them_they_are_the_packages():

@@ -9,7 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("trainer", "hooks", "models")
-FORBIDDEN = {"trainer": {"hooks", "models"}, "models": {"hooks", "trainer"}, "hooks": {"models"}}
+FORBIDDEN = {
+    "trainer": {"hooks", "models", "entracte"},
+    "models": {"hooks", "trainer", "entracte"},
+    "hooks": {"models", "entracte"},
+}
 MEETING_POINTS = (ROOT / "trainer" / "__main__.py", ROOT / "trainer" / "commands")
 """The command line, which alone may import hooks and models."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import entracte  # noqa: F401 - its finder finds hooks and models where a user's hide them
 from trainer.commands.registry import COMMANDS
 from trainer.commands.terminal.calling import run_command
 

@@ -23,8 +23,6 @@ def get_room(module):
 
 def find_definition(module, name):
     """Return the module in which an imported name is defined; a face only passes it on."""
-    if module == "entracte":
-        return name
     if (ROOT / module.replace(".", "/") / f"{name}.py").exists():
         return f"{module}.{name}"
     if module in PACKAGES:

@@ -103,14 +103,14 @@ def generate(
 
 def _check(named: str, loaded: Any) -> tuple[Any, TrainState, Any]:
     """Check what the function of a user returned: a language model, its state and its tokenizer."""
-    from entracte import models
+    from models import Decoder
 
     if not isinstance(loaded, tuple) or len(loaded) != 3:
         raise CommandError(
             f"{escape_text(named)} must be a function {FORM}; it returned {describe_value(loaded)}"
         )
     network, state, tokenizer = loaded
-    if not isinstance(network, models.Decoder):
+    if not isinstance(network, Decoder):
         raise CommandError(
             f"{escape_text(named)} must return a language model first, such as models.transformer "
             f"makes; got {describe_value(network)}: for other networks there is simulate"
@@ -165,7 +165,7 @@ def _write(
     stop: tuple[int, ...],
 ) -> None:
     """Print a prompt, and what follows it while it is generated."""
-    from entracte import models
+    import models
 
     network, state, tokenizer = model
     written: list[int] = []

@@ -1,7 +1,6 @@
 """Completion in real shells, and what it knows of the commands."""
 
 import os
-import pty
 import re
 import select
 import shutil
@@ -76,11 +75,17 @@ def test_bash_completes(folder):
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
 def test_zsh_completes(folder):
-    process, terminal = pty.fork()
-    if process == 0:
-        os.chdir(folder)
-        os.environ |= {"TERM": "dumb", "ZDOTDIR": str(folder)}
-        os.execlp("zsh", "zsh", "-f", "-i")
+    terminal, inner = os.openpty()
+    shell = subprocess.Popen(
+        ["zsh", "-f", "-i"],
+        cwd=folder,
+        env=os.environ | {"TERM": "dumb", "ZDOTDIR": str(folder)},
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        start_new_session=True,
+    )
+    os.close(inner)
     try:
         os.write(terminal, b"autoload -Uz compinit; compinit -u -D; . ./script.sh\n")
         os.write(terminal, b"PS1='rea''dy> '\n")
@@ -90,12 +95,12 @@ def test_zsh_completes(folder):
             _read_until(terminal, f"entracte {completed}")
             os.write(terminal, b"\x15")  # clears the line
     finally:
-        os.write(terminal, b"\x15exit\n")
+        shell.kill()
+        shell.wait()
         os.close(terminal)
-        os.waitpid(process, 0)
 
 
-def _read_until(terminal, text, seconds=60):
+def _read_until(terminal, text, seconds=300):
     seen, end = "", time.monotonic() + seconds
     while text not in seen:
         assert time.monotonic() < end, seen
