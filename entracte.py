@@ -127,4 +127,6 @@ def _import(
     return builtins.__import__(name, globals, locals, fromlist, level)
 
 
+if __name__ == "__main__":  # as `python -m entracte`: another copy of the module that others import
+    sys.exit(importlib.import_module("entracte").main())
 sys.meta_path.insert(0, _Finder)

@@ -68,7 +68,7 @@ def _play(file, arguments, printed, settings):
     with open(printed, "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    os.environ.update(QUICKLY)  # for its child processes
+    os.environ.update(QUICKLY, PYTHONPATH=str(EXAMPLES.parent))  # for its child processes
     if folder := settings["jax_compilation_cache_dir"]:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     for name, value in settings.items():

@@ -18,7 +18,7 @@ from trainer.commands.terminal.calling import (
 )
 
 ROOT = Path(__file__).parents[4]
-MAIN = [sys.executable, "-m", "trainer"]
+MAIN = [sys.executable, "-m", "entracte"]
 
 
 def shout(*, words: tuple[str, ...] = (), loud: bool = False) -> int:
