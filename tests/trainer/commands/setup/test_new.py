@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[4]
 USE = """
 import pytest, runpy, sys
 assert pytest.main(["-q", "-p", "no:cacheprovider"]) == 0
-sys.argv = ["train.py", "--config", "config.yaml", "--epochs", "2"]
-runpy.run_path("train.py", run_name="__main__")
+for epochs in ("1", "2"):
+    sys.argv = ["train.py", "--config", "config.yaml", "--epochs", epochs]
+    runpy.run_path("train.py", run_name="__main__")
 """
 
 
@@ -47,6 +48,7 @@ def test_it_trains_and_tests_green_as_it_stands(here, capsys):
     assert "3 passed" in run.stdout
     assert "gap/accuracy" in run.stdout
     assert "epoch 2/2" in run.stdout
+    assert "resuming from epoch 1" in run.stderr
     assert (folder / "runs" / "digits" / "config.yaml").exists()
     for words in (["check", "--select=E,F,I,UP,B,C4,SIM,PT,RET,N,D1"], ["format", "--check"]):
         lint = [sys.executable, "-m", "ruff", *words, "--isolated", "."]
