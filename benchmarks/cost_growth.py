@@ -10,7 +10,8 @@ figure is the mean over as many epochs as take a third of a second, 20 at least,
 takes long; a call for one epoch is taken off first, so that starting does not count. Contestants
 take turns.
 
-A full run draws docs/cost_growth.svg, and writes it and a table into docs/performance.md.
+A full run draws `cost_growth.svg` in docs/explanation, and writes it and a table into
+`performance.md` there.
 """
 
 import functools
@@ -29,7 +30,10 @@ import hooks
 import trainer
 
 LIBRARY, BARE = "library", "bare JAX"
-PAGE, PICTURE = (_documents.ROOT / "docs" / name for name in ("performance.md", "cost_growth.svg"))
+PAGE, PICTURE = (
+    _documents.ROOT / "docs" / "explanation" / name
+    for name in ("performance.md", "cost_growth.svg")
+)
 WIDTH = 64
 """Of the matrix whose products are an epoch's work."""
 

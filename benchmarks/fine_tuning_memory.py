@@ -26,7 +26,7 @@ import trainer
 from trainer import data, losses
 
 WHOLE, ADAPTERS = "all parameters", "adapters"
-PAGE = _documents.ROOT / "docs" / "language.md"
+PAGE = _documents.ROOT / "docs" / "tutorials" / "language.md"
 GPUS, SHARE = (24, 80, 140), 0.9
 LENGTH, RANK = 2_048, 16
 """Tokens of a row; rank of the adapters."""

@@ -16,7 +16,7 @@ compilation cache and again with what the first start left there; and 2,000 step
 transformer with the optimizer that nanoGPT's README proposes for a CPU, with the loss on held-out
 text.
 
-A full run writes its table into docs/performance.md.
+A full run writes its table into docs/explanation/performance.md.
 """
 
 import functools
@@ -32,7 +32,7 @@ from contestants import workloads
 from contestants.entrants import ENTRANTS, LIBRARY
 from contestants.workloads import PPO, TWO_THOUSAND, UNITS
 
-PAGE = _documents.ROOT / "docs" / "performance.md"
+PAGE = _documents.ROOT / "docs" / "explanation" / "performance.md"
 STARTED = ("MLP", next(iter(PPO)))
 """Races in which starts are measured."""
 QUICK = (workloads.TEXT, STARTED[1])

@@ -1,4 +1,4 @@
-"""The arrows in docs/architecture.md are those of the imports, and go one way."""
+"""The arrows in docs/explanation/architecture.md are those of the imports, and go one way."""
 
 import ast
 import graphlib
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "architecture.md").read_text()
+PAGE = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
 PACKAGES = ("trainer", "hooks", "models")
 FACES = tuple(f"{package}.__init__" for package in PACKAGES)
 """Re-exports of what is public, from all rooms."""
@@ -62,7 +62,7 @@ def test_the_arrows_of_the_page_are_those_of_the_imports():
     code, page = read_code(), read_page()
     assert page.keys() == code.keys()
     for room, targets in code.items():
-        assert page[room] == targets, f"{room} in docs/architecture.md"
+        assert page[room] == targets, f"{room} in docs/explanation/architecture.md"
 
 
 def test_no_arrows_form_a_circle():

@@ -1,4 +1,4 @@
-"""Every row of docs/migrating.md, run: a row is named by its cells but the last."""
+"""Every row of docs/tutorials/migrating.md, run: a row is named by its cells but the last."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainer.rl.environments import Box, Discrete, Environment, TimeStep
 from trainer.rl.policy_evaluation import evaluation_of
 from trainer.supervised import optimizers
 
-PAGE = (Path(__file__).parents[2] / "docs" / "migrating.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "tutorials" / "migrating.md").read_text()
 TESTS = {}
 
 

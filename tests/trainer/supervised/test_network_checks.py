@@ -30,7 +30,11 @@ SOURCE = data.Arrays({"inputs": X, "labels": np.zeros(8, np.int32)}, batch_size=
             r"from_nnx\(lambda rngs, example: Lin",
         ),
         (nnx.Linear, "the class", r"from_nnx\(lambda rngs, example: Linear"),
-        (equinox.nn.Linear(3, 2, key=jax.random.key(0)), "equinox", r"docs/concepts\.md shows"),
+        (
+            equinox.nn.Linear(3, 2, key=jax.random.key(0)),
+            "equinox",
+            r"docs/explanation/concepts\.md shows",
+        ),
         (lambda params, x: x, "a function, <lambda>", r"models\.Network\(init, apply\)"),
         (models.mlp, "a function, mlp", r"its result: call it, mlp\(\.\.\.\)"),
         ((None, None), "tuple", r"models\.Network\(init, apply\)"),
