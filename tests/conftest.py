@@ -17,6 +17,7 @@ from hypothesis import settings
 
 import trainer
 from trainer import data, losses
+from trainer.placement.virtual_meshes import place_shapes
 
 jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for states on a mesh
 
@@ -101,11 +102,21 @@ def val(task, digits):
 def compiled_quickly():
     """Compile quickly, for code that runs once or twice: XLA's best code costs more than it saves.
 
-    Tests of bits or tolerances do without it, to test the code that users run.
+    Fixtures of such a test compile quickly too. Tests of bits that optimizations may change do
+    without it, to test the code that users run.
     """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def compile_on_mesh():
+    """Return a function that compiles a phase for a state's shapes, split by rules over a mesh."""
+
+    def compile_on_mesh(phase, shapes, mesh, rules):
+        phase.infer_shapes(place_shapes(shapes, mesh, rules))
+        ((traced, _),) = phase._shared.traces.values()
+        return traced.lower().compile()
+
+    return compile_on_mesh
 
 
 @pytest.fixture(scope="session")
@@ -130,10 +141,11 @@ def counting_compilations():
 
 
 class _Quickly:
-    """Compiles doctests quickly, which run once."""
+    """Compiles quickly what tests ask for, with their fixtures, and doctests, which run once."""
 
     def pytest_runtest_setup(self, item):
-        jax.config.update("jax_disable_most_optimizations", isinstance(item, pytest.DoctestItem))
+        quickly = isinstance(item, pytest.DoctestItem) or "compiled_quickly" in item.fixturenames
+        jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 def pytest_configure(config):

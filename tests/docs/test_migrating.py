@@ -25,6 +25,8 @@ from trainer.rl.environments import Box, Discrete, Environment, TimeStep
 from trainer.rl.policy_evaluation import evaluation_of
 from trainer.supervised import optimizers
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorials" / "migrating.md").read_text()
 TESTS = {}
 

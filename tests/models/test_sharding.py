@@ -12,6 +12,9 @@ import pytest
 import models
 import trainer
 from trainer import data, losses
+from trainer.phases.costs.collectives import count_collectives
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,17 @@ def source():
     return data.Arrays({"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}, batch_size=16)
 
 
+@pytest.fixture(scope="module")
+def start(task, source):
+    return task.init(jax.random.key(0), source.example)
+
+
+@pytest.fixture(scope="module")
+def alone(task, source, start):
+    """Parameters that were trained on one device."""
+    return trainer.fit(start, trainer.training(task.step, source), epochs=2)[0].params
+
+
 @pytest.mark.parametrize(
     ("split", "axes", "wanted"),
     [
@@ -38,9 +52,9 @@ def source():
         ),
     ],
 )
-def test_a_transformer_that_is_split_trains_as_on_one_device(task, source, split, axes, wanted):
-    start = task.init(jax.random.key(0), source.example)
-    alone, _ = trainer.fit(start, trainer.training(task.step, source), epochs=2)
+def test_a_transformer_that_is_split_trains_as_on_one_device(
+    task, source, start, alone, split, axes, wanted
+):
     spread = trainer.spread(start, trainer.mesh(**axes), rules=models.transformer_rules(split))
     attention = spread.params["blocks"]["0"]["attention"]
     for name, spec in wanted.items():
@@ -51,23 +65,30 @@ def test_a_transformer_that_is_split_trains_as_on_one_device(task, source, split
     state, _ = trainer.fit(spread, trainer.training(task.step, source), epochs=2)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-6),
-        alone.params,
+        alone,
         state.params,
     )
 
 
-def test_a_layer_with_split_heads_exchanges_four_sums_and_its_split_kernels():
+def count_exchanges(task, source, compile_on_mesh):
+    """Count what a step of a transformer exchanges whose heads and kernels are split."""
+    shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), source.example))
+    arrays = jax.tree.map(lambda array: array[:16], source.arrays)  # one step
+    step = trainer.training(task.step, data.Arrays(arrays, batch_size=16))
+    rules = models.transformer_rules("fsdp+tensor")
+    text = compile_on_mesh(step, shapes, "data=2,model=4", rules).as_text()
+    return Counter({kind: each.count for kind, each in count_collectives(text).items()})
+
+
+def test_a_layer_with_split_heads_exchanges_four_sums_and_its_split_kernels(
+    source, compile_on_mesh
+):
     """Two forward and two backward, as in Megatron-LM; nothing within attention."""
 
     def count(layers):
         network = models.transformer(vocabulary=16, context=8, width=32, layers=layers, heads=4)
         task = trainer.supervised(network, losses.language_modeling, optax.sgd(0.1))
-        tokens = np.zeros((16, 8), np.int32)
-        source = data.Arrays({"inputs": tokens, "labels": tokens}, batch_size=16)
-        shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), source.example))
-        train, rules = trainer.training(task.step, source), models.transformer_rules("fsdp+tensor")
-        found = trainer.cost(train, shapes, mesh="data=2,model=4", rules=rules)
-        return Counter({kind: each.count for kind, each in found["train"].collectives.items()})
+        return count_exchanges(task, source, compile_on_mesh)
 
     assert count(2) - count(1) == {"all-reduce": 4, "all-gather": 6}
 
@@ -84,17 +105,9 @@ def make_captioner(layers):
     return task, data.Arrays(arrays, batch_size=16)
 
 
-def test_a_layer_that_attends_to_an_image_exchanges_two_sums_more():
+def test_a_layer_that_attends_to_an_image_exchanges_two_sums_more(compile_on_mesh):
     """One forward, and one backward to the text; those to the image are added up before."""
-
-    def count(layers):
-        task, source = make_captioner(layers)
-        shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), source.example))
-        train, rules = trainer.training(task.step, source), models.transformer_rules("fsdp+tensor")
-        found = trainer.cost(train, shapes, mesh="data=2,model=4", rules=rules)
-        return Counter({kind: each.count for kind, each in found["train"].collectives.items()})
-
-    two, one = count(2), count(1)
+    two, one = (count_exchanges(*make_captioner(layers), compile_on_mesh) for layers in (2, 1))
     assert two - one == {"all-reduce": 6, "all-gather": 10}
     assert set(one) <= {"all-reduce", "all-gather"}
 
@@ -131,10 +144,9 @@ def test_layers_in_a_scan_and_odd_dimensions_are_split_where_they_can_be():
     assert tuple(embedding(params["embed"]["embedding"].shape, mesh)) == (None, "data")
 
 
-def test_an_unknown_split_and_a_missing_axis_are_refused(task, source):
+def test_an_unknown_split_and_a_missing_axis_are_refused(start):
     with pytest.raises(ValueError, match="one of fsdp, tensor, fsdp\\+tensor; got 'zero'"):
         models.transformer_rules("zero")
-    start = task.init(jax.random.key(0), source.example)
     said = (
         r"blocks/0/attention/key/kernel \[32, 32\] cannot be split by P\w*\(None, 'model'\) over "
         r"data=8: the mesh has no axis 'model' \(there is: data\); .*\(data=8, model=...\)"

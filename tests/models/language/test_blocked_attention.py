@@ -9,6 +9,8 @@ from models.language.attention_kernels import BLOCK, MOST_BLOCKS, attend, attend
 from models.language.visibility import Visibility
 from trainer.phases.jaxprs import count_flops
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def draw(time, positions=None, batch=2, heads=3, size=8):
     keys = jax.random.split(jax.random.key(0), 4)
@@ -36,7 +38,8 @@ def differentiate(function, query, key, value, weights, visibility):
         mixed = function(query, key, value, visibility)
         return (mixed * weights).sum(), mixed
 
-    (_, mixed), grads = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(query, key, value)
+    compute = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))
+    (_, mixed), grads = compute(query, key, value)
     return mixed, *grads
 
 
@@ -65,17 +68,18 @@ def test_values_and_gradients_are_those_of_jax(time, positions, visibility):
 
 def test_large_scores_do_not_overflow():
     query, key, value, _ = draw(2 * BLOCK)
-    mixed = attend_in_blocks(1e6 * query, key, value, CAUSAL)
-    expected = plain(1e6 * query, key, value, CAUSAL)
+    mixed = jax.jit(lambda *x: attend_in_blocks(*x, CAUSAL))(1e6 * query, key, value)
+    expected = jax.jit(lambda *x: plain(*x, CAUSAL))(1e6 * query, key, value)
     np.testing.assert_allclose(mixed, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_no_later_position_has_an_effect():
     query, key, value, _ = draw(3 * BLOCK)
-    before = attend_in_blocks(query, key, value, CAUSAL)
+    compute = jax.jit(lambda *x: attend_in_blocks(*x, CAUSAL))
+    before = compute(query, key, value)
     place = BLOCK + 5
     changed = (x.at[:, place:].add(1.0) for x in (query, key, value))
-    after = attend_in_blocks(*changed, CAUSAL)
+    after = compute(*changed)
     np.testing.assert_array_equal(before[:, :place], after[:, :place])
     assert not np.array_equal(before[:, place:], after[:, place:])
 
@@ -99,4 +103,4 @@ def test_attention_on_a_cpu_is_that_in_blocks():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_small_floats_keep_their_dtype(dtype):
     query, key, value, _ = (x.astype(dtype) for x in draw(BLOCK))
-    assert attend(query, key, value, CAUSAL).dtype == dtype
+    assert jax.eval_shape(lambda *x: attend(*x, CAUSAL), query, key, value).dtype == dtype

@@ -17,6 +17,8 @@ import trainer
 from trainer import data, fingerprint, losses, rl
 from trainer.rl.environments import cartpole
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 DEVICES = 8
 FSDP = [("^params/", trainer.fsdp())]
 COLLECTIVES = r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("

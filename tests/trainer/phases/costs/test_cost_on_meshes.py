@@ -14,6 +14,8 @@ import trainer
 from trainer import data, losses, rl
 from trainer.rl.environments import cartpole
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 DEVICES = 8
 FSDP = [("^params/", trainer.fsdp())]
 COLLECTIVES = r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
@@ -84,7 +86,7 @@ def test_a_model_larger_than_memory_is_predicted_from_shapes_for_devices_that_ar
     assert found.peak is None
 
 
-def test_what_each_phase_of_an_agent_exchanges_is_predicted(compiled_quickly):
+def test_what_each_phase_of_an_agent_exchanges_is_predicted():
     config = rl.PPOConfig(envs=DEVICES, steps=4, epochs=1, minibatches=2)
     agent = rl.ppo(models.actor_critic(actions=2), cartpole(), optax.sgd(1e-2), config)
     start = agent.init(jax.random.key(0))

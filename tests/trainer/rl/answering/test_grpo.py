@@ -19,6 +19,8 @@ from trainer import data
 from trainer.rl import GRPOConfig, HostReward, evaluation_of_answers, grpo
 from trainer.rl.answering.answers import compute_log_probs
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 PROMPTS = {"early": ["a", "ca"], "late": [{"prompt": "d"}, {"prompt": "acd"}]}
 CONFIG = GRPOConfig(
     prompts=4, group_size=8, length=3, stop=(0,), epochs=2, minibatches=2, kl_coefficient=0.01
@@ -160,7 +162,6 @@ def test_one_minibatch_is_a_step_along_the_policy_gradient(network, tokenizer, r
     chex.assert_trees_all_close(after.params["pairs"], expected, atol=1e-5)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_an_evaluation_answers_every_prompt_once(network, tokenizer, reward, agents):
     table = jnp.zeros((8, 8)).at[1, 2].set(9.0).at[2, 0].set(9.0).at[5, 6].set(9.0).at[6, 1].set(9)
     state = agents["device"].init(jax.random.key(0)).replace(params={"pairs": table})
@@ -219,7 +220,6 @@ def test_overlap_changes_no_bit(kind, agents):
 
 
 @pytest.mark.soak  # a program like any other
-@pytest.mark.usefixtures("compiled_quickly")
 def test_populations_and_repeated_programs(network, tokenizer, reward):
     """Members learn as runs alone, two passes of one epoch as two epochs."""
     config = GRPOConfig(prompts=2, group_size=2, length=2, stop=(0,))
@@ -237,7 +237,6 @@ def test_populations_and_repeated_programs(network, tokenizer, reward):
     assert values[0] == pytest.approx(mean)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_messages_are_asked_by_the_template_and_answers_end_where_the_tokenizer_says(network):
     """The decoder of the tokenizer drops the space that a text begins with, as Llama's does."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE({x: n for n, x in enumerate(".▁bcdefg")}, []))
@@ -269,7 +268,6 @@ def test_messages_are_asked_by_the_template_and_answers_end_where_the_tokenizer_
     assert history[0]["sample/unfinished"] == 0
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
     ("function", "said"),
     [
@@ -290,7 +288,6 @@ def test_a_reward_that_does_not_fit_is_refused_before_training(function, said, n
         grpo(network, tokenizer, PROMPTS, function, optax.adam(0.1), CONFIG)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_a_reward_that_becomes_nan_ends_the_run(network, tokenizer):
     def reward(examples, tokens, lengths):
         long = (examples["prompt"] > 0).all(axis=1)
