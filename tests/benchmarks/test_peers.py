@@ -15,6 +15,8 @@ from _ppo_settings import Settings
 from contestants import flax_loops, library_runs, pure_ppo, workloads
 from contestants.entrants import ENTRANTS, Entrant
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 BENCHMARKS = Path(peers.__file__).parent
 FAKE = """
 import json, sys

@@ -16,6 +16,8 @@ from trainer.data import augmentation
 from trainer.rl import PPOConfig, environments, normalization, ppo
 from trainer.state import stream_seed
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 IMAGES, TOKENS = jnp.ones((4, 8, 8, 1)), jnp.ones((4, 8), jnp.int32)
 RECURRENT = {
     "observation": jnp.ones((4, 3)),

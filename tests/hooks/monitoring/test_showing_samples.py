@@ -19,6 +19,8 @@ from hooks.testing import check_hook
 from hooks.writers.values import Text
 from trainer import data, losses
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 LETTERS = SimpleNamespace(
     encode=lambda text: [ord(letter) - 97 for letter in text],
     decode=lambda ids: "".join(chr(97 + number) for number in ids),

@@ -14,6 +14,8 @@ import trainer
 from trainer import data, losses
 from trainer.phases.jaxprs import count_flops
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 TOKENS = np.random.default_rng(0).integers(0, 11, (12, 9)).astype("int32")
 SOURCE = data.Arrays({"inputs": TOKENS[:, :-1], "labels": TOKENS[:, 1:]}, batch_size=4)
@@ -47,7 +49,7 @@ def run(network, params, model_state):
     return compile_apply(network)(params, model_state, TOKENS[:, :-1])[0]
 
 
-def test_merged_parameters_compute_what_the_adapters_compute(compiled_quickly):
+def test_merged_parameters_compute_what_the_adapters_compute():
     network, params = make(scan=True)
     adapted = models.lora(network, params, rank=3, alpha=6.0)
     adapters, model_state = adapted.init(KEY, TOKENS[:, :-1])
@@ -78,7 +80,7 @@ def test_the_first_factor_is_uniform_and_the_second_zero():
     assert all(map(lambda x, y: x is y, *map(jax.tree.leaves, (model_state["base"], params))))
 
 
-def test_adapters_generate_what_merged_parameters_generate(compiled_quickly):
+def test_adapters_generate_what_merged_parameters_generate():
     network, params = make()
     adapted = models.lora(network, params)
     adapters, model_state = adapted.init(KEY, TOKENS[:, :-1])
@@ -137,7 +139,7 @@ def test_a_run_resumes_bit_for_bit_and_never_changes_its_base(tmp_path):
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) == 2 * weights + 1
 
 
-def test_adapters_and_base_are_split_by_the_rules(compiled_quickly):
+def test_adapters_and_base_are_split_by_the_rules():
     network, params = make()
     task = make_task(models.lora(network, params))
     mesh = trainer.mesh(data=4, model=2)
@@ -155,7 +157,7 @@ def test_adapters_and_base_are_split_by_the_rules(compiled_quickly):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_the_base_is_the_reference_without_a_second_copy(compiled_quickly):
+def test_the_base_is_the_reference_without_a_second_copy():
     network, params = make()
     both = models.with_reference(models.lora(network, params), network)
     adapters, model_state = both.init(KEY, TOKENS[:, :-1])

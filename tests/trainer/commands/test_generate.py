@@ -15,6 +15,8 @@ from trainer.__main__ import main
 from trainer.evaluators.suite_loading import load_named
 from trainer.host.escaping import escape_lines
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 FILE = """
 import types
 import jax, jax.numpy as jnp

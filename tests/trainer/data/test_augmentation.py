@@ -15,6 +15,8 @@ from trainer import losses
 from trainer.data import augmentation
 from trainer.data.augmentation import compose, cut_out, flip, mixup, shift, symmetric_beta
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 SEEDS = st.integers(0, 2**32 - 1)
 IMAGES = np.random.default_rng(0).integers(1, 256, (12, 4, 6, 2)).astype(np.uint8)

@@ -79,6 +79,7 @@ def test_ppo_passes_are_single_epochs_and_counts_add_up(agent):
             assert epoch[name] == pytest.approx(mean, rel=1e-5)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_population_of_agents(agent):
     members = 2
     state = trainer.population_of(agent.init, jax.random.split(jax.random.key(2), members))
@@ -111,6 +112,7 @@ def test_a_phase_of_a_population_beside_one_of_all_members():
     assert several[1][0]["total/trace"] == pytest.approx(single[1][0]["total/trace"])
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_on_a_mesh(digits):
     task, source = digits
     state = trainer.spread(

@@ -15,6 +15,8 @@ from trainer.rl import PPOConfig, ppo
 from trainer.rl.environments import Box, Discrete, Environment, TimeStep, from_gymnasium
 from trainer.rl.rollouts import init_rollout_state, rollout
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 gymnasium = pytest.importorskip("gymnasium")
 
 KEY = jax.random.key(0)

@@ -10,6 +10,8 @@ import models
 import trainer
 from trainer.rl import PPOConfig, environments, evaluation_of, ppo
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 COUNT = 3
 
 

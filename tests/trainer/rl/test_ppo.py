@@ -16,6 +16,8 @@ from trainer.rl import PPOConfig, curriculum, policies, ppo, ppo_loss
 from trainer.rl.distillation import Teacher, kickstart
 from trainer.rl.environments import Box, cartpole
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 OUTPUTS = {"logits": jnp.log(jnp.array([[0.5, 0.5], [0.5, 0.5]])), "value": jnp.array([1.0, 3.0])}
 BATCH = {
     "action": jnp.array([0, 1]),

@@ -12,6 +12,8 @@ import models
 import trainer
 from trainer import data, losses
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 PROMPT, ANSWER, ROWS = 3, 4, 6
 DECODER = models.transformer(vocabulary=7, context=16, layers=1, heads=2, width=8)
 TASK = trainer.supervised(DECODER, losses.language_modeling, optax.sgd(0.1))

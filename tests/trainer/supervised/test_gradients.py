@@ -15,6 +15,8 @@ from trainer.phases.jaxprs import has_convolution
 from trainer.state import strip_host_fields
 from trainer.supervised import gradients
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def _after(network, loss, batch, *, steps=10, **settings):
     """Ten steps of Adam on one batch; the parameters, and the last metrics."""

@@ -14,6 +14,8 @@ import models
 import trainer
 from trainer.rl import ppo
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 INPUTS = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
 BATCH = {"inputs": INPUTS, "labels": INPUTS @ np.array([1.0, -2.0, 0.5], "float32")}
 

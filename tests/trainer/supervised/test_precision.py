@@ -19,6 +19,8 @@ from trainer.supervised.precision import (
     update_loss_scale,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def test_the_scale_halves_after_an_overflow_and_doubles_after_many_finite_steps():
     scale = update_loss_scale(init_loss_scale(), jnp.array(False))
