@@ -242,6 +242,6 @@ def _list(folder: RunPath) -> set[str]:
 
 def _kill(process: Any) -> bool:
     if alive := process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
     process.join()
     return alive and process.exitcode == -signal.SIGKILL
