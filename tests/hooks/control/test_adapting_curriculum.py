@@ -14,6 +14,8 @@ from hooks.control.adapting_curriculum import LessonWeighting
 from trainer.rl import PPOConfig, lessons, ppo
 from trainer.rl.environments import cartpole
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 LESSONS = ("short", "long")
 STEPS = {"short": 3, "long": 40}
 EASY = {"rollout/return/short": 2.0}

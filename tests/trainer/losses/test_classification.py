@@ -10,6 +10,8 @@ import pytest
 
 from trainer import losses
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]))
 
 

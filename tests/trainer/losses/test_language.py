@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from trainer import losses
 from trainer.losses.loss import as_loss
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 LOGITS = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.2, 0.2, 0.6]]]))
 LABELS = jnp.array([[0, 1, 2]])
 

@@ -12,6 +12,8 @@ from trainer import losses
 from trainer.losses.pairs import compute_pair_log_probs
 from trainer.losses.weighing import check_weights_read
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 LOG2, LOG3 = math.log(2), math.log(3)
 
 

@@ -14,6 +14,8 @@ from trainer import data, losses, rl
 from trainer.placement.virtual_meshes import place_shapes
 from trainer.rl.environments import cartpole
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 DEVICES = 8
 FSDP = [("^params/", trainer.fsdp())]
 

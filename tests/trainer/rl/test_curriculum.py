@@ -17,6 +17,8 @@ from trainer.rl.environments import (
     record_episodes,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 DRAWS = 2000
 
 

@@ -16,6 +16,8 @@ from trainer.rl.distillation import kickstart, restore_teacher
 from trainer.rl.environments import Box, Discrete, cartpole
 from trainer.rl.normalization import init_statistics, update_statistics
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 ENV = cartpole()
 WIDE = models.actor_critic(actions=2, hidden=(8, 4))
 GAUSSIAN = models.actor_critic(actions=1, hidden=(4,), continuous=True)

@@ -10,6 +10,8 @@ import pytest
 
 from trainer.rl import distributions
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 CATEGORICAL = {"logits": jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))}
 GAUSSIAN = {"mean": jnp.array([[0.0, 1.0]]), "log_std": jnp.log(jnp.array([[1.0, 2.0]]))}
 

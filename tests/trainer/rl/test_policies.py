@@ -12,6 +12,8 @@ from trainer.rl import policies
 from trainer.rl.environments import Box, cartpole
 from trainer.rl.normalization import init_statistics, update_statistics
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 OBSERVATIONS = jax.random.normal(jax.random.key(5), (6, 3, 4))
 FIRST = jnp.zeros((6, 3), bool).at[0].set(True).at[4, 1].set(True)
 

@@ -11,6 +11,8 @@ import pytest
 import trainer
 from trainer import data, losses
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.fixture(scope="module")
 def inputs(digits):

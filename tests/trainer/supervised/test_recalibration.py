@@ -16,6 +16,8 @@ import trainer
 from hooks import testing
 from trainer import data, losses
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 class Normalised(linen.Module):
     """A layer, batch normalisation that keeps 0.99 of its statistics, a layer."""

@@ -15,6 +15,8 @@ from trainer.data.conversations.token_encoding import EncodedText
 
 from .conftest import CHATML, talk
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 LENGTH, VOCABULARY = 48, 260
 DECODER = models.transformer(vocabulary=VOCABULARY, context=LENGTH, layers=1, heads=2, width=8)
 
