@@ -21,6 +21,8 @@ from trainer import rl
 from trainer.rl.curriculum import lessons
 from trainer.rl.environments import Box, Discrete, Environment, TimeStep
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def apply(params, model_state, x, *, key, train):
     """Stop if the number is above the first parameter, which training halves."""

@@ -22,6 +22,8 @@ from trainer import Checkpoints, Metrics, TrainState, data, fingerprint
 from trainer.loop.hook_states import init_hook_states
 from trainer.state import DEVICE_FIELDS
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 NAN, SPIKE = "roll_back_on_nan", "roll_back_on_spike/train/loss/2"
 FINE = {"train/loss": 1.0}
 

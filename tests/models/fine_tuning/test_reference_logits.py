@@ -10,6 +10,8 @@ import models
 import trainer
 from trainer import data, losses
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 PAIRS = {

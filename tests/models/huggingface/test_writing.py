@@ -12,6 +12,8 @@ from safetensors.numpy import load_file
 import models
 from models.huggingface.configs import read_config
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 FIXTURES = Path(__file__).parent / "fixtures"
 FAMILIES = sorted(folder.name for folder in FIXTURES.iterdir())
 

@@ -12,6 +12,8 @@ import trainer
 from trainer.configuration import Optimizer, Schedule, TrainingConfig, optimizer, schedule
 from trainer.supervised.optimizers import decay_mask
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 PARAMS = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0), "conv": jnp.ones((1, 1, 1, 2))}
 
 

@@ -16,6 +16,8 @@ import hooks
 import trainer
 from trainer import data, losses
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from trainer.rl.returns import Trajectory, compute_gae, compute_n_step_returns, compute_vtrace
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 # Four steps: the second ends an episode for good, the third cuts one off.
 REWARDS = jnp.array([1.0, 2.0, 3.0, 4.0])
 VALUES = jnp.array([10.0, 20.0, 30.0, 40.0])

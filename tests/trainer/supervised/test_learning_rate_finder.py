@@ -16,6 +16,8 @@ from trainer.supervised.learning_rate_finder import (
     _smooth,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SGD = optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
 ONES = data.Arrays({"inputs": np.ones(40, np.float32)}, 4)
 

@@ -20,6 +20,8 @@ from trainer import data, losses
 
 from .conftest import ALTERNATING, CHATML, read_trained, talk
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SETTINGS = {"batch_size": 1, "length": 100, "template": CHATML}
 
 

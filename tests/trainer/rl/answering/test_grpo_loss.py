@@ -9,6 +9,8 @@ import pytest
 from trainer.rl import GRPOConfig, grpo_loss
 from trainer.rl.answering.grpo_loss import compute_group_advantages
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 # Two answers, of 2 tokens and of 1; ratios 2 and 0.5, and 4; what follows the second is not read.
 OUTPUTS = {"log_prob": jnp.log(jnp.array([[0.5, 0.25], [0.8, jnp.nan]]))}
 BATCH = {

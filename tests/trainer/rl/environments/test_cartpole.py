@@ -11,6 +11,8 @@ import pytest
 from trainer.rl.environments import CartPoleParams, cartpole
 from trainer.rl.environments.cartpole import RANGES, CartPoleState
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 ENV = cartpole()
 KEY = jax.random.key(0)
 reset = jax.jit(ENV.reset)

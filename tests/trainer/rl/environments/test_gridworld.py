@@ -19,6 +19,8 @@ from trainer.rl.environments.grid_layouts import (
 )
 from trainer.rl.environments.gridworld import AGENT, COLOURS, HOLDING, GridworldState
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 ENV = gridworld("gauntlet")
 PRNG = jax.random.key(0)
 UP, RIGHT, DOWN, LEFT, INTERACT = range(5)

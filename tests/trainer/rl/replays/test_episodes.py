@@ -13,6 +13,8 @@ from trainer.rl.environments import Box, Discrete, Environment, TimeStep, auto_r
 from trainer.rl.normalization import RunningStatistics
 from trainer.rl.replays.episodes import make_episode_runner
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def state_of(params, **carry):
     return trainer.TrainState.create(params=params, rng=jax.random.key(9), carry=carry)

@@ -15,6 +15,8 @@ from trainer.rl.environments import Box, Discrete, Environment, TimeStep, cartpo
 from trainer.rl.replays.episodes import make_episode_runner
 from trainer.rl.replays.replay import CHUNK
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def balancing(params, model_state, x, *, key, train):
     """Balance the pole for all 500 steps."""
