@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer import Metrics, TrainState
 from trainer.hook import Gate, Hook, HookFunction, flatten_hooks
-from trainer.host.plain_tables import align_columns
+from trainer.host.rendering.plain_tables import align_columns
 from trainer.loop.events import sort_hooks
 
 UNGATED_EVENTS = ("start", "end", "error")

@@ -9,6 +9,7 @@ from trainer.hook import Hook, Interrupt
 from trainer.host import escaping
 from trainer.host.notices import show_notices
 from trainer.loop.fit import fit
+from trainer.loop.history import History
 from trainer.parameters.summaries import summary
 from trainer.parameters.transfer import export_params, load_params
 from trainer.phases.batch_functions import Measure, Step
@@ -40,6 +41,7 @@ logging.getLogger("entracte").addFilter(escaping.escape_record)
 
 __all__ = [
     "Checkpoints",
+    "History",
     "Hook",
     "Interrupt",
     "Measure",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from trainer.host.amounts import format_duration
 from trainer.host.escaping import escape_text, escape_unencodable
-from trainer.host.plain_tables import align_columns
+from trainer.host.rendering.plain_tables import align_columns
 from trainer.host.time_spans import SpanPath
 
 Sums = dict[SpanPath, tuple[int, int]]
@@ -103,7 +103,7 @@ def _print_with_rich(title: str, cells: list[tuple[str, ...]]) -> bool:
     console = rich.get_console()
     if not console.is_terminal:
         return False
-    from trainer.host.rich_tables import Column, make_table, safe_text
+    from trainer.host.rendering.rich_tables import Column, make_table, safe_text
 
     labels = [safe_text(escape_unencodable(label, console.encoding)) for label, *_ in cells]
     columns = [Column("what", labels, priority=9, fold_width=30)]

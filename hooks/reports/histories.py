@@ -13,9 +13,9 @@ from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
 from trainer.checks.paths import to_absolute_path
 from trainer.hook import SKIP
+from trainer.host.rendering.panels import Curve
 from trainer.host.safe_open import open_regular
 from trainer.loop.shutdown import defer_close
-from trainer.runs.panels import Curve
 
 
 def read_curves(path: str | os.PathLike[str]) -> dict[str, Curve]:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hooks.reports.svg_charts import HUES, render_chart
 from trainer.host.amounts import format_duration
 from trainer.host.atomic_files import atomic_replace
-from trainer.runs.panels import Curve, assign_colors, group_panels, hook_times
-from trainer.runs.sparklines import format_number, rank_metric
+from trainer.host.rendering.panels import Curve, assign_colors, group_panels, hook_times
+from trainer.host.rendering.sparklines import format_number, rank_metric
+from trainer.host.rendering.svg_charts import HUES, render_chart
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b1f24; --dim: #5d6875;

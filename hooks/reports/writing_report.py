@@ -17,7 +17,7 @@ from trainer.configuration.setting_rows import format_settings
 from trainer.host.amounts import format_duration
 from trainer.host.folders import make_folder
 from trainer.host.machine import describe_environment
-from trainer.runs.panels import Curve, sum_epoch_seconds
+from trainer.host.rendering.panels import Curve, sum_epoch_seconds
 from trainer.state import read_step_epoch
 
 OUTCOMES = {"end": "finished", "error": "failed"}

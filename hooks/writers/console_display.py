@@ -14,12 +14,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hooks.writers.console_layout import LONG, describe_activity, group_by_prefix, layout_rows
+from hooks.writers.console_layout import LONG, describe_activity, layout_rows
 from hooks.writers.values import Progress, Value
 from trainer.host.amounts import format_duration
-from trainer.host.rich_tables import Column, make_table, safe_text
+from trainer.host.rendering.rich_tables import Column, make_table, safe_text
+from trainer.host.rendering.sparklines import (
+    MAIN_METRICS,
+    MetricSummary,
+    format_number,
+    group_by_prefix,
+    rank_metric,
+)
 from trainer.host.time_spans import OpenSpan, list_open_spans
-from trainer.runs.sparklines import MAIN_METRICS, MetricSummary, format_number, rank_metric
 
 COLUMNS = 4
 """Metrics on a plain line."""

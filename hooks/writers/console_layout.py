@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.panel import Panel
@@ -12,8 +12,8 @@ from rich.text import Text
 
 from trainer.host.amounts import format_duration
 from trainer.host.escaping import escape_lines
+from trainer.host.rendering.sparklines import format_number, group_by_prefix
 from trainer.host.time_spans import OpenSpan, StepProgress
-from trainer.runs.sparklines import format_number, rank_metric
 
 LONG = 1.0
 """Seconds after which an activity is shown."""
@@ -22,18 +22,6 @@ COMPUTING = ("dispatch", "wait", "data")
 """Kinds of spans in which a phase computes."""
 
 VERBS = {"compile": "compiling", "flush": "flushing"}
-
-
-def group_by_prefix(names: Iterable[str]) -> dict[str, list[str]]:
-    """Group metric names by all but their last part, the most important first.
-
-    >>> group_by_prefix(["train/norm", "train/loss", "val/accuracy", "val/loss"])
-    {'train': ['train/loss', 'train/norm'], 'val': ['val/loss', 'val/accuracy']}
-    """
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(name.rpartition("/")[0], []).append(name)
-    return {prefix: sorted(group, key=rank_metric) for prefix, group in groups.items()}
 
 
 def layout_rows(

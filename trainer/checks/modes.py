@@ -7,9 +7,7 @@ import re
 from typing import Literal
 
 from trainer.checks.arguments import describe_value
-
-ASIDE = ("time/", "system/", "steps/")
-"""Prefixes of metrics that are not plotted unless asked for."""
+from trainer.host.rendering.panels import ASIDE
 
 Mode = Literal["min", "max"]
 

@@ -28,9 +28,9 @@ from trainer.evaluators.suite_loading import load_named
 from trainer.hook import flatten_hooks
 from trainer.host.amounts import format_duration
 from trainer.host.escaping import escape_lines, escape_text
-from trainer.host.rich_tables import Column, make_key_value_table, make_table, safe_text
-from trainer.runs.panels import Curve, assign_colors, group_panels
-from trainer.runs.sparklines import format_number
+from trainer.host.rendering.panels import Curve, assign_colors, group_panels
+from trainer.host.rendering.rich_tables import Column, make_key_value_table, make_table, safe_text
+from trainer.host.rendering.sparklines import format_number
 from trainer.state import PyTree
 
 CHANGES = 8

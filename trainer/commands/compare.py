@@ -20,10 +20,11 @@ from trainer.commands.terminal.output import BEST, make_console, print_json, sta
 from trainer.configuration.setting_rows import flatten_settings, format_setting
 from trainer.host.amounts import format_duration, format_progress
 from trainer.host.escaping import escape_text
-from trainer.host.rich_tables import Column, make_table, safe_text
-from trainer.runs.panels import Curve, read_curves, sum_epoch_seconds
+from trainer.host.rendering.panels import Curve, sum_epoch_seconds
+from trainer.host.rendering.rich_tables import Column, make_table, safe_text
+from trainer.host.rendering.sparklines import format_number
+from trainer.runs.recorded_curves import read_curves
 from trainer.runs.rows import RunRow
-from trainer.runs.sparklines import format_number
 
 MARK = " *"
 """Marks the best of all runs."""

@@ -19,7 +19,7 @@ from trainer.commands.lookup.stores import (
 from trainer.commands.terminal.calling import CommandError
 from trainer.commands.terminal.output import make_console, print_json
 from trainer.host.escaping import escape_text
-from trainer.host.rich_tables import safe_text
+from trainer.host.rendering.rich_tables import safe_text
 from trainer.host.safe_open import UnsafeFile
 from trainer.runs.delivery import deliver_queue
 from trainer.runs.run_directory import QUEUE

@@ -22,7 +22,7 @@ from trainer.commands.lookup.stores import StoreName
 from trainer.commands.terminal.output import make_console, print_json
 from trainer.data import Arrays
 from trainer.host.amounts import format_duration
-from trainer.host.rich_tables import safe_text
+from trainer.host.rendering.rich_tables import safe_text
 from trainer.losses import classification
 from trainer.runs.run import Run
 from trainer.runs.store import Store

@@ -25,7 +25,7 @@ from trainer.host.amounts import format_bytes
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.escaping import escape_lines, escape_text
 from trainer.host.extras import install_command
-from trainer.host.rich_tables import safe_text
+from trainer.host.rendering.rich_tables import safe_text
 from trainer.parameters.transfer import export_params
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.rows import Record, RunRow

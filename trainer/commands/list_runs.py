@@ -18,10 +18,10 @@ from trainer.commands.lookup.scores import (
 from trainer.commands.lookup.stores import StoreName, open_store
 from trainer.commands.terminal.output import make_console, print_json, state_text
 from trainer.host.amounts import format_duration, format_progress
-from trainer.host.rich_tables import Column, make_table, safe_text
-from trainer.runs.panels import metric_names, read_curves
+from trainer.host.rendering.rich_tables import Column, make_table, safe_text
+from trainer.host.rendering.sparklines import format_number
+from trainer.runs.recorded_curves import metric_names, read_curves
 from trainer.runs.rows import RunRow
-from trainer.runs.sparklines import format_number
 from trainer.runs.store import Store
 
 FIELDS = ("created", "name", "epoch")

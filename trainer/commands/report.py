@@ -14,11 +14,12 @@ from trainer.commands.terminal.calling import CommandError, parse_local_path
 from trainer.configuration.setting_rows import format_settings
 from trainer.host.amounts import format_bytes, format_duration
 from trainer.host.escaping import escape_text
+from trainer.host.rendering.panels import sum_epoch_seconds
+from trainer.host.rendering.sparklines import format_number
 from trainer.runs import RunRow, Store
-from trainer.runs.panels import read_curves, read_texts, sum_epoch_seconds
+from trainer.runs.recorded_curves import read_curves, read_texts
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.run_directory import to_stored_path
-from trainer.runs.sparklines import format_number
 from trainer.runs.text import to_file_name
 
 ROWS = 50

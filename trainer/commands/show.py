@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.checks.modes import ASIDE, infer_mode
+from trainer.checks.modes import infer_mode
 from trainer.commands.lookup.scores import (
     SCORES,
     check_metric_names,
@@ -23,19 +23,26 @@ from trainer.commands.terminal.braille import COLORS, plot
 from trainer.commands.terminal.output import BEST, make_console, print_json, state_text
 from trainer.configuration.setting_rows import format_settings
 from trainer.host.amounts import format_age, format_bytes, format_duration, format_progress
-from trainer.host.rich_tables import Column, make_key_value_table, make_table, safe_lines, safe_text
-from trainer.runs.panels import (
+from trainer.host.rendering.panels import (
+    ASIDE,
     HOOK_PREFIX,
     Curve,
     assign_colors,
     finite_values,
     group_panels,
     hook_times,
-    read_curves,
 )
+from trainer.host.rendering.rich_tables import (
+    Column,
+    make_key_value_table,
+    make_table,
+    safe_lines,
+    safe_text,
+)
+from trainer.host.rendering.sparklines import format_number, rank_metric
+from trainer.runs.recorded_curves import read_curves
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.rows import RunRow
-from trainer.runs.sparklines import format_number, rank_metric
 from trainer.runs.store import Store
 
 PLOTS = 6

@@ -18,6 +18,7 @@ from trainer.loop.dry_run import run_dry
 from trainer.loop.epochs import EpochRunner, Plan
 from trainer.loop.error_hooks import close_on_exit
 from trainer.loop.events import HookRunner
+from trainer.loop.history import History
 from trainer.loop.hook_requirements import check_no_hook_inside, check_requirements
 from trainer.loop.hook_states import init_hook_states, read_history, restore_state
 from trainer.loop.run_description import check_same_settings, send_description
@@ -28,9 +29,6 @@ from trainer.phases.phase import Phase
 from trainer.state import MAX_STEP, TrainState, check_step_limit, read_step_count, require_state
 
 log = logging.getLogger("entracte")
-
-History = list[dict[str, float]]
-"""The metrics of the epochs that a call of `fit` ran; the recorded ones if all were completed."""
 
 
 def fit(
@@ -92,7 +90,7 @@ def fit(
     require_state("fit", state)
     plan = _validate(program, epochs, hooks, donate=donate, overlap=overlap)
     first = state if plan.events.order["error"] else None
-    history: History = []
+    history = History()
     with catch_signals() as signals, close_on_exit(plan.events, history, first):
         plan.events.received = signals
         state, metrics = _start(plan, state, dry_run=dry_run, ignore_stop=ignore_stop)
@@ -100,7 +98,8 @@ def fit(
         if int(state.epoch) < plan.epochs and not state.stop:
             compiled = compile_phases(plan.phases, plan.hooks, state, donate=plan.donate)
         else:
-            history += read_history(plan.hooks, state, metrics)
+            for recorded in read_history(plan.hooks, state, metrics):
+                history.add(*recorded)
         number, steps, reasons = int(state.epoch), read_step_count(state), NO_STOP
         taken = sum(phase.steps_per_epoch or 0 for phase in plan.phases)
         interrupted = False
@@ -111,7 +110,7 @@ def fit(
                 with span("epoch", number=number):
                     taken = now.run_epoch(number, steps)
                 steps += taken
-                history.append(now.metrics.as_dict())
+                history.add(number, now.metrics.as_dict())
                 reasons = plan.events.decide(now.state)
                 interrupted = bool(reasons.signal or (reasons.interrupt and not reasons.stop))
         if interrupted:

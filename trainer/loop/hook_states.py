@@ -56,8 +56,8 @@ def restore_state(hooks: Iterable[Hook], template: TrainState) -> tuple[TrainSta
 
 def read_history(
     hooks: Iterable[Hook], state: TrainState, metrics: Metrics
-) -> list[dict[str, float]]:
-    """Read the recorded metrics of the epochs of a run that is complete.
+) -> list[tuple[int, dict[str, float]]]:
+    """Read the number of each epoch of a run that is complete, and its recorded metrics.
 
     The last epoch's were restored with the state. Those before come from the first hook that
     recorded some, on one process alone: on several, all must return the same.
@@ -68,5 +68,5 @@ def read_history(
     for hook in hooks if jax.process_count() == 1 else ():
         if hook.read_history and not before:
             before = [dict(one) for one in hook.read_history()]
-    kept = [one for one in before if one.pop("epoch") < epoch]
-    return [*kept, metrics.as_dict()]
+    numbered = [(int(one.pop("epoch")), one) for one in before]
+    return [*(one for one in numbered if one[0] < epoch), (epoch, metrics.as_dict())]

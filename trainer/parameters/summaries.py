@@ -10,7 +10,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from trainer.checks.pytrees import format_path
-from trainer.host.plain_tables import align_columns
+from trainer.host.rendering.plain_tables import align_columns
 from trainer.state import PyTree, TrainState
 
 OTHERS = ("model_state", "opt_state", "carry", "hook_state")

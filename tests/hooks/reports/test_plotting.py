@@ -11,10 +11,10 @@ import pytest
 
 import hooks
 import trainer
-from hooks.reports.plotting import COLORS, draw_panels
 from hooks.testing import check_hook
 from hooks.writers.json_lines import JsonLines
-from trainer.runs.panels import Curve
+from trainer.host.rendering.figures import COLORS, draw_panels
+from trainer.host.rendering.panels import Curve
 
 
 def pixels(path):
@@ -42,8 +42,8 @@ def test_a_run_draws_a_picture_with_a_curve_for_each_metric(state, phase, tmp_pa
 def test_curves_of_one_name_share_a_panel_in_different_colors(tmp_path):
     curve, low = Curve([1, 2, 3], [3.0, math.nan, 1.0]), Curve([1, 2, 3], [1.0, 1.0, 1.0])
     one, two = tmp_path / "one.png", tmp_path / "two.png"
-    draw_panels({"loss": {"train": curve, "val": low}}, one)
-    draw_panels({"loss": {"train": curve}, "accuracy": {"train": low}}, two)
+    draw_panels({"loss": {"train": curve, "val": low}}).savefig(one)
+    draw_panels({"loss": {"train": curve}, "accuracy": {"train": low}}).savefig(two)
     assert pixels(two).shape[1] > 1.8 * pixels(one).shape[1]
     colors = dict(zip(["train", "val"], COLORS, strict=False))
     assert near(pixels(one), colors["val"]) > 200
@@ -52,7 +52,8 @@ def test_curves_of_one_name_share_a_panel_in_different_colors(tmp_path):
 
 @pytest.mark.parametrize("name", ["$", "$x_", "_hidden", "\\frac", "a" * 300, "{}"])
 def test_names_are_no_formulas(tmp_path, name):
-    draw_panels({name: {name: Curve([1], [math.nan]), "b": Curve([1], [1.0])}}, tmp_path / "a.png")
+    panels = {name: {name: Curve([1], [math.nan]), "b": Curve([1], [1.0])}}
+    draw_panels(panels).savefig(tmp_path / "a.png")
     assert pixels(tmp_path / "a.png").size
 
 
@@ -71,7 +72,8 @@ def test_a_metric_that_nothing_writes_is_an_error_before_training(state, phase, 
 
 
 def test_without_matplotlib_it_names_the_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "trainer.host.rendering.figures", raising=False)
     with pytest.raises(ImportError) as raised:
         hooks.plot_history(tmp_path / "a.jsonl", tmp_path / "a.png")
     assert 'pip install "entracte[plots]"' in raised.value.__notes__[0]

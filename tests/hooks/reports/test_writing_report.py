@@ -15,7 +15,7 @@ from hooks.reports.report_page import Report, render_page
 from hooks.testing import check_hook
 from hooks.writers.json_lines import JsonLines
 from trainer.host.machine import describe_environment
-from trainer.runs.panels import Curve
+from trainer.host.rendering.panels import Curve
 
 HOSTILE = (
     """</style></td><script>alert(1)</script><img src=x onerror="alert('x')"> & "quoted" \udc80"""

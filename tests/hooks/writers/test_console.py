@@ -20,11 +20,11 @@ from hooks.testing import check_hook
 from hooks.writers import console_display
 from hooks.writers.console import Console
 from hooks.writers.console_display import RunDisplay
-from hooks.writers.console_layout import group_by_prefix, layout_rows
+from hooks.writers.console_layout import layout_rows
 from hooks.writers.values import Image, Progress, Text
 from hooks.writers.writer import ResumableWriter, Writer
+from trainer.host.rendering.sparklines import BLOCKS, format_number, group_by_prefix
 from trainer.host.time_spans import OpenSpan, StepProgress, list_open_spans
-from trainer.runs.sparklines import BLOCKS, format_number
 
 
 def rich(width=100, *, terminal=False):

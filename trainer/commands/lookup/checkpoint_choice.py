@@ -18,7 +18,7 @@ from trainer.commands.lookup.stores import VARIABLE, open_run
 from trainer.commands.terminal.calling import CommandError, convert_errors, parse_local_path
 from trainer.evaluators.checkpoint_ranking import best_checkpoint
 from trainer.host.escaping import escape_lines
-from trainer.runs.panels import metric_names
+from trainer.runs.recorded_curves import metric_names
 from trainer.state import TrainState
 
 

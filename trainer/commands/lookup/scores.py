@@ -6,14 +6,14 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from trainer.checks.modes import ASIDE, Mode, infer_mode
+from trainer.checks.modes import Mode, infer_mode
 from trainer.commands.lookup.stores import suggest
 from trainer.commands.terminal.calling import CommandError
 from trainer.commands.terminal.output import BEST
 from trainer.host.escaping import escape_text
-from trainer.host.rich_tables import Column, safe_text
-from trainer.runs.panels import Curve
-from trainer.runs.sparklines import MAIN_METRICS, format_number, rank_metric
+from trainer.host.rendering.panels import ASIDE, Curve
+from trainer.host.rendering.rich_tables import Column, safe_text
+from trainer.host.rendering.sparklines import MAIN_METRICS, format_number, rank_metric
 
 TRAINING = ("train/", "rollout/", "update/")
 """Prefixes of metrics that training itself measures."""

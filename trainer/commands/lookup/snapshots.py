@@ -15,8 +15,8 @@ from trainer.commands.lookup.stores import find_runs, open_store
 from trainer.commands.terminal.output import state_text
 from trainer.evaluators.liveness import HEARTBEAT_SECONDS, WorkerRow, list_workers
 from trainer.host.amounts import format_age, format_duration, format_progress
-from trainer.host.rich_tables import Column, make_table, safe_text
-from trainer.runs.panels import HOOK_PREFIX
+from trainer.host.rendering.panels import HOOK_PREFIX
+from trainer.host.rendering.rich_tables import Column, make_table, safe_text
 from trainer.runs.requests import list_requests
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.text import Text
 
 from trainer.host.escaping import escape_text
-from trainer.runs.panels import Curve, choose_ticks
-from trainer.runs.sparklines import finite_mean
+from trainer.host.rendering.panels import Curve, choose_ticks
+from trainer.host.rendering.sparklines import finite_mean
 
 COLORS = ("cyan", "yellow", "green", "magenta", "red", "blue")
 """Colors of the curves in a plot, by their number."""

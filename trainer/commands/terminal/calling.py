@@ -165,7 +165,7 @@ def _print_overview(commands: Mapping[str, str]) -> None:
     """Print the commands, with the first line of each docstring."""
     from rich.console import Console
 
-    from trainer.host.rich_tables import make_key_value_table
+    from trainer.host.rendering.rich_tables import make_key_value_table
 
     summaries = [
         (name, (inspect.getdoc(import_command(place)) or "").partition("\n")[0])

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from trainer.host.rich_tables import safe_text
+from trainer.host.rendering.rich_tables import safe_text
 
 BEST = "bold green"
 """Style of the best value."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.commands.terminal.braille import LEFT, plot
-from trainer.runs.panels import Curve
+from trainer.host.rendering.panels import Curve
 
 NUMBERS = st.floats() | st.floats(-1, 1) | st.just(1e308) | st.just(-1e308)
 

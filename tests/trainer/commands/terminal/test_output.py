@@ -8,7 +8,7 @@ from pathlib import Path
 import _measuring
 
 from trainer.commands.terminal.output import make_console
-from trainer.host.rich_tables import Column, make_key_value_table, make_table, safe_text
+from trainer.host.rendering.rich_tables import Column, make_key_value_table, make_table, safe_text
 
 ROOT = Path(__file__).parents[4]
 

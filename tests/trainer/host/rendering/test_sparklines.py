@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.runs.sparklines import BLOCKS, MAX_POINTS, MetricSummary, sparkline
+from trainer.host.rendering.sparklines import BLOCKS, MAX_POINTS, MetricSummary, sparkline
 
 
 def summarize(values):

@@ -6,8 +6,8 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from trainer.runs.panels import Curve, choose_ticks
-from trainer.runs.sparklines import format_number
+from trainer.host.rendering.panels import Curve, choose_ticks
+from trainer.host.rendering.sparklines import format_number
 
 WIDTH, HEIGHT = 380, 210
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 26

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks.reports.svg_charts import HEIGHT, POINTS, WIDTH, downsample, render_chart
-from trainer.runs.panels import Curve
+from trainer.host.rendering.panels import Curve
+from trainer.host.rendering.svg_charts import HEIGHT, POINTS, WIDTH, downsample, render_chart
 
 NUMBERS = st.floats() | st.floats(-1, 1) | st.just(1e308) | st.just(-1e308)
 

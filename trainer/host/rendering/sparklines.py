@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 MAX_POINTS = 64
 """Points of a summary at most: beyond, two neighbours become one."""
@@ -85,6 +85,18 @@ def rank_metric(name: str) -> int:
     """Return a sort key that puts losses and scores before other metrics."""
     leaf = name.rpartition("/")[2]
     return MAIN_METRICS.index(leaf) if leaf in MAIN_METRICS else len(MAIN_METRICS)
+
+
+def group_by_prefix(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group metric names by all but their last part, the most important first.
+
+    >>> group_by_prefix(["train/norm", "train/loss", "val/accuracy", "val/loss"])
+    {'train': ['train/loss', 'train/norm'], 'val': ['val/loss', 'val/accuracy']}
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.rpartition("/")[0], []).append(name)
+    return {prefix: sorted(group, key=rank_metric) for prefix, group in groups.items()}
 
 
 def format_number(value: float) -> str:

@@ -1,0 +1,1 @@
+"""How values are shown: tables, curves and charts, as text, HTML and pictures."""
