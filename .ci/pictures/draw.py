@@ -1,0 +1,36 @@
+"""Draw the pictures of the documentation from real runs. It needs chromium for some.
+
+python .ci/pictures/draw.py terminal replay --runs /tmp/runs
+
+Examples that have run in the folder of runs are not trained again: remove it to draw anew.
+"""
+
+import argparse
+from pathlib import Path
+
+from example_runs import ROOT
+from terminal_picture import draw_terminal
+
+PICTURES = {
+    "terminal": draw_terminal,
+}
+"""Functions of the folder of runs and that of the pictures."""
+
+
+def main() -> None:
+    """Draw the pictures that the command line names, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
+    parser.add_argument("--runs", type=Path, default=Path("runs/pictures"))
+    given = parser.parse_args()
+    unknown = sorted({*given.names} - {*PICTURES})
+    if unknown:
+        parser.error(f"names must be of {', '.join(PICTURES)}; got {', '.join(unknown)}")
+    to = ROOT / "docs" / "pictures"
+    to.mkdir(exist_ok=True)
+    for name in given.names or PICTURES:
+        PICTURES[name](given.runs.resolve(), to)
+
+
+if __name__ == "__main__":
+    main()
