@@ -5,7 +5,7 @@ PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c co
 # JAX for CUDA, as `jax[...]` names it: cuda13 or cuda12.
 CUDA ?= cuda13
 
-.PHONY: train test lint docs bench gpu soak clean
+.PHONY: train test lint docs pictures bench gpu soak clean
 
 train: .venv/.examples
 	.venv/bin/python examples/digits.py $(ARGS)
@@ -21,6 +21,9 @@ lint: .venv/.dev
 docs: .venv/.dev
 	PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/zensical build --clean --strict
 	@echo "Open site/index.html in a browser."
+
+pictures: .venv/.dev
+	.venv/bin/python .ci/pictures/draw.py $(ARGS)
 
 soak: .venv/.dev
 	.venv/bin/python -m pytest -s -m soak $(ARGS)

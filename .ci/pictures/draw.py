@@ -8,11 +8,13 @@ Examples that have run in the folder of runs are not trained again: remove it to
 import argparse
 from pathlib import Path
 
+from epoch_diagram import draw_epoch
 from example_runs import ROOT
 from terminal_picture import draw_terminal
 
 PICTURES = {
     "terminal": draw_terminal,
+    "epoch": draw_epoch,
 }
 """Functions of the folder of runs and that of the pictures."""
 
