@@ -32,6 +32,23 @@ def is_debug_mode() -> bool:
     return any(getattr(jax.config, name) for name in names)
 
 
+def jit_inspected(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Jit a function whose calls JAX inspects for nan and infinity, as its configuration says.
+
+    A mode that `jax.config.update` set is set again for each call: once a context such as
+    `jax.debug_nans` has ended in a thread, and JAX opens some itself, that thread is no longer
+    inspected (jax 0.10 to 0.12).
+    """
+    jitted = jax.jit(function)
+
+    def call(*arguments: Any) -> Any:
+        nans, infs = jax.config.jax_debug_nans, jax.config.jax_debug_infs
+        with jax.debug_nans(nans), jax.debug_infs(infs):
+            return jitted(*arguments)
+
+    return call
+
+
 def lower_ahead(
     function: Callable[..., Any],
     *arguments: Any,
@@ -54,7 +71,7 @@ def lower_ahead(
     3.0
     """
     if is_debug_mode():
-        return lambda: jax.jit(function)
+        return lambda: jit_inspected(function)
     return jax.jit(function, donate_argnums=donate_argnums, **options).lower(*arguments).compile
 
 

@@ -14,7 +14,7 @@ from trainer.checks.arguments import describe_value
 from trainer.host.time_spans import StepCounter
 from trainer.phases.buffers.passed_leaves import LeafSplit, find_passed_leaves, lower_split
 from trainer.phases.buffers.state_buffers import check_structure
-from trainer.phases.compilation import is_debug_mode, read_jax_settings
+from trainer.phases.compilation import is_debug_mode, jit_inspected, read_jax_settings
 from trainer.phases.dispatches import choose_dispatch_count, lower_dispatches
 from trainer.phases.executors import (
     ExecutorChoice,
@@ -259,7 +259,7 @@ def _lower_whole(
     changes = computation.updates_state
 
     def finish() -> PhaseRunner:
-        compiled = lowered.compile() if lowered else jax.jit(inspected)
+        compiled = lowered.compile() if lowered else jit_inspected(inspected)
 
         def run(
             state: TrainState, data: Any, advance: StepCounter | None = None

@@ -54,6 +54,19 @@ def test_under_debug_nans_the_operation_is_named(executor):
         trainer.fit(_begun(), phase, epochs=4)
 
 
+def test_debug_nans_of_the_configuration_hold_after_a_context_has_ended():
+    """JAX itself then inspects only the first call of a function, and the first step is finite."""
+    phase = trainer.training(_step, SOURCE, executor="scan")
+    jax.config.update("jax_debug_nans", True)
+    try:
+        with jax.debug_nans(False):
+            pass
+        with pytest.raises(FloatingPointError, match="encountered in log"):
+            trainer.fit(_begun(), phase, epochs=4)
+    finally:
+        jax.config.update("jax_debug_nans", False)
+
+
 def test_under_debug_nans_hand_written_phases_and_evaluations_are_inspected():
     def run(state, piece):
         return state, None, {"loss": jnp.log(state.params)}
