@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -15,7 +16,8 @@ LIMIT = 90
 class Pair:
     """The processes of a run, one or several, always ended.
 
-    The child's arguments are the run directory, its rank, their number, a port, and a pause.
+    The child's arguments are the run directory, its rank, their number, a port, and a pause. XLA
+    compiles quickly in them: importing and compiling take longer than these runs.
     """
 
     def __init__(self, child, run, *, count=2, pause=0.0):
@@ -25,11 +27,12 @@ class Pair:
         self.run = Path(run)
         self.began = time.monotonic()
         self.processes = []
+        environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
         for rank in range(count):
             command = [sys.executable, "-c", child, *map(str, (run, rank, count, port, pause))]
             with (self.run / f"stderr.{rank}").open("w") as errors:
                 process = subprocess.Popen(
-                    command, stdout=subprocess.PIPE, stderr=errors, text=True
+                    command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
                 )
             self.processes.append(process)
 
