@@ -21,9 +21,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 """Environment in which XLA compiles quickly: its best code costs a short run more than it saves."""
 
-if jax.__version_info__ < (0, 12):  # a later one exits on an unknown flag
-    QUICKLY["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"  # halves the rest, for PPO
-
 
 class Script:
     """The process of a script, with the methods of `subprocess.Popen`; it compiles quickly."""

@@ -42,7 +42,7 @@ def jit_inspected(function: Callable[..., Any]) -> Callable[..., Any]:
     jitted = jax.jit(function)
 
     def call(*arguments: Any) -> Any:
-        nans, infs = jax.config.jax_debug_nans, jax.config.jax_debug_infs
+        nans, infs = (getattr(jax.config, name) for name in ("jax_debug_nans", "jax_debug_infs"))
         with jax.debug_nans(nans), jax.debug_infs(infs):
             return jitted(*arguments)
 
