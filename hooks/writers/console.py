@@ -1,4 +1,4 @@
-"""A writer for the console: a live bar on a terminal, else a line per epoch; a table at the end."""
+"""A writer for the console: a live bar on a terminal or in a notebook, else a line per epoch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hooks.writers.values import Progress, Text, Value
 from trainer.host.escaping import escape_text, escape_unencodable
 from trainer.host.extras import require_extra
+from trainer.host.notebooks import in_notebook
 from trainer.host.time_spans import add_listener
 
 if TYPE_CHECKING:
@@ -18,15 +19,20 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from hooks.writers.console_display import RunDisplay
+    from hooks.writers.notebook_display import NotebookDisplay
 
 
 class Console:
     """Shows a run's progress and metrics on the console.
 
     On a terminal it is a live bar with the time left and the newest metrics; elsewhere (a file, a
-    job's log) one plain line per epoch. When the run is over, however it ended, a table shows the
-    last, lowest and highest value of each metric. Of the times (`time/...`) only the speed is
-    shown; metrics of the machine (`system/...`) and of layers (`gradients/...`) only in the table.
+    job's log) one plain line per epoch. In a notebook, which it finds out by itself, it is one
+    display below the cell, with curves of losses and accuracies and the last texts; it is updated
+    at most four times a second, needs no scripts, and stays in the saved notebook.
+
+    When the run is over, however it ended, a table shows the last, lowest and highest value of each
+    metric. Of the times (`time/...`) only the speed is shown; metrics of the machine (`system/...`)
+    and of layers (`gradients/...`) only in the table.
     If there is room, the bar draws small curves of losses and accuracies, and the table of all
     metrics. The bar names what takes longer than a second (`compiling train, 12 s`; `train, 120 of
     480 steps, 9 s of this epoch`). It advances within an epoch by the duration of earlier epochs,
@@ -38,7 +44,8 @@ class Console:
     Log records through rich's `RichHandler`, and the output of `print`, appear above the bar.
 
     Args:
-        console: a `rich.console.Console`; `rich.get_console()` if absent.
+        console: a `rich.console.Console`; `rich.get_console()` if absent. A given one is printed
+            to in a notebook, too.
 
     Raises:
         ImportError: rich is not installed.
@@ -53,7 +60,9 @@ class Console:
     def __init__(self, *, console: RichConsole | None = None) -> None:
         with require_extra("console", "Console", "rich"):
             import rich
+        self._in_notebook = console is None and in_notebook()
         self._console = console or rich.get_console()
+        self._display: NotebookDisplay | None = None
         self._live: Live | None = None
         self._run: RunDisplay | None = None
         self._unlisten: Callable[[], None] | None = None
@@ -61,6 +70,13 @@ class Console:
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Show values: on a line now, or in the bar, which is redrawn four times a second."""
         values = {escape_text(name): value for name, value in values.items()}
+        if self._in_notebook:
+            from hooks.writers.console_display import RunDisplay
+
+            if self._display is None:
+                self._display = self._start_display(RunDisplay.from_values(values))
+            self._display.add(step, values)
+            return
         texts = {name: value.text for name, value in values.items() if isinstance(value, Text)}
         for name, text in texts.items():
             self._show(name, text, step, values.get("epoch"))
@@ -77,15 +93,27 @@ class Console:
             self._draw(self._run)
 
     def begin(self, progress: Progress) -> None:
-        """Start the bar on a terminal: phases compile first, which may take long."""
-        if self._run is not None or not self._console.is_interactive:
+        """Start the bar, unless lines are printed: phases compile first, which may take long."""
+        known = self._run is not None or self._display is not None
+        if known or not (self._in_notebook or self._console.is_interactive):
             return
         from hooks.writers.console_display import RunDisplay
 
-        self._run = RunDisplay(began=math.inf, epochs_before=progress.done, progress=progress)
-        self._run.thread = threading.get_ident()
+        run = RunDisplay(began=math.inf, epochs_before=progress.done, progress=progress)
+        run.thread = threading.get_ident()
         self._unlisten = add_listener(lambda span: None)  # open spans are only kept for listeners
-        self._draw(self._run)
+        if self._in_notebook:
+            self._display = self._start_display(run)
+        else:
+            self._run = run
+            self._draw(run)
+
+    def _start_display(self, run: RunDisplay) -> NotebookDisplay:
+        from hooks.writers.notebook_display import NotebookDisplay
+
+        display = NotebookDisplay(run)
+        display.start()
+        return display
 
     def _draw(self, run: RunDisplay) -> None:
         self._live = run.live(self._console)
@@ -95,11 +123,13 @@ class Console:
         """Do nothing: the console keeps no records."""
 
     def close(self) -> None:
-        """Remove the bar and show the table; the next write starts another."""
-        live, run, unlisten = self._live, self._run, self._unlisten
-        self._live = self._run = self._unlisten = None
+        """Show the table in place of the bar; the next write starts another."""
+        live, run, unlisten, display = self._live, self._run, self._unlisten, self._display
+        self._live = self._run = self._unlisten = self._display = None
         if unlisten is not None:
             unlisten()
+        if display is not None:
+            display.close()
         if live is not None:
             live.stop()
         if run is not None and run.summaries:

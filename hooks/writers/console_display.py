@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -35,6 +36,18 @@ TABLE_ONLY = ("system/", "gradients/")
 
 CURVE = 10
 """Characters of a curve in the bar; in the table up to twice as many."""
+
+
+class Standing(NamedTuple):
+    """How far a run is."""
+
+    done: float
+    """Epochs, with a part of the current one."""
+    percent: str
+    speed: str
+    left: str
+    activity: str
+    """What it is doing, if that takes long."""
 
 
 @dataclasses.dataclass
@@ -132,11 +145,23 @@ class RunDisplay:
             cells.append(f"{cell:<{len(name) + 10}}")
         return "  ".join(cells).rstrip()
 
-    def bar(self, width: int, *, curves: bool = True) -> Group:
-        """Draw the progress, and below it a row of the newest metrics, and curves, per prefix."""
+    def standing(self) -> Standing:
+        """Describe how far it is."""
         open_spans = [] if self.thread is None else list_open_spans(self.thread)
         total, left = self.progress.total, self.seconds_left(open_spans)
         done = self.progress.done + self.epoch_fraction(open_spans)
+        most = 1 if self.progress.done == total else 0.99
+        return Standing(
+            done,
+            f"{min(done / total, most):.0%}" if total else "",
+            "" if self.speed is None else f"{format_number(self.speed)} steps/s",
+            "" if math.isnan(left) else f"{format_duration(round(left))} left",
+            describe_activity(open_spans),
+        )
+
+    def bar(self, width: int, *, curves: bool = True) -> Group:
+        """Draw the progress, and below it a row of the newest metrics, and curves, per prefix."""
+        standing, total = self.standing(), self.progress.total
         bar = Table.grid(padding=(0, 2), expand=True)
         bar.add_column(no_wrap=True, style="bold")
         bar.add_column(ratio=1)
@@ -144,10 +169,10 @@ class RunDisplay:
             bar.add_column(no_wrap=True, style=style)
         bar.add_row(
             f"epoch {self.format_epoch()}",
-            ProgressBar(total=total, completed=done),
-            f"{min(done / total, 1 if self.progress.done == total else 0.99):.0%}" if total else "",
-            "" if self.speed is None else f"{format_number(self.speed)} steps/s",
-            "" if math.isnan(left) else f"{format_duration(round(left))} left",
+            ProgressBar(total=total, completed=standing.done),
+            standing.percent,
+            standing.speed,
+            standing.left,
         )
         newest = self.newest
         drawn = {
@@ -155,7 +180,7 @@ class RunDisplay:
             for name in newest
             if curves and rank_metric(name) < len(MAIN_METRICS)
         }
-        activity = describe_activity(open_spans)
+        activity = standing.activity
         lines = [Text(activity, "dim", no_wrap=True, overflow="ellipsis")] if activity else []
         return Group(bar, *lines, *layout_rows(newest, width, drawn))
 
@@ -191,6 +216,9 @@ class RunDisplay:
             columns.append(Column("epoch", [safe_text(e, "dim") for _, e in shown], "right", 6))
         if curve:
             columns.append(Column("course", [Text(one.sparkline(curve), "cyan") for one in found]))
+        return make_table(columns, width, title=self.title())
+
+    def title(self) -> str:
+        """Return how far the run came, and how long it took."""
         took = format_duration(self.updated - self.began, digits=3)
-        title = f"{self.format_epoch()} epochs, {self.step:,} steps, {took}".strip()
-        return make_table(columns, width, title=title)
+        return f"{self.format_epoch()} epochs, {self.step:,} steps, {took}".strip()

@@ -10,6 +10,7 @@ from typing import Any
 
 from trainer.checks.arguments import describe_value, require_integer
 from trainer.hook import Hooks, flatten_hooks
+from trainer.host.notebooks import in_notebook
 from trainer.host.processes import NO_STOP, check_same
 from trainer.host.signals import catch_signals, end_process
 from trainer.host.time_spans import span
@@ -41,7 +42,7 @@ def fit(
     ignore_stop: bool = False,
     dry_run: bool = False,
     overlap: bool = False,
-    return_on_interrupt: bool = False,
+    return_on_interrupt: bool | None = None,
 ) -> tuple[TrainState, History]:
     """Train until the state has completed `epochs` epochs, running hooks between phases.
 
@@ -62,7 +63,8 @@ def fit(
             after which a hook changes `state.params`, or stops the run, has had the next one
             computed for nothing.
         return_on_interrupt: after SIGINT (Ctrl-C, the stop button of a notebook), save this epoch
-            and return instead of raising.
+            and return instead of raising. None does so in a notebook, where `state` and `history`
+            are then those reached, and nowhere else.
 
     Returns:
         The final state, and the metrics of each epoch that this call ran. Arrays of 64 KB or more
@@ -74,9 +76,9 @@ def fit(
         TypeError: the state, the program, the total or a hook is of another type.
         ValueError: something does not fit together; raised before anything trains.
         SystemExit: 143, after SIGTERM, when this epoch is saved.
-        KeyboardInterrupt: after SIGINT, when this epoch is saved; its attributes `state` and
-            `history` hold the progress. A second SIGINT does not wait; `state` is then None if the
-            current phase has used it up.
+        KeyboardInterrupt: after SIGINT, when this epoch is saved, unless it returns; its attributes
+            `state` and `history` hold the progress. A second SIGINT does not wait, in a notebook
+            neither; `state` is then None if the current phase has used it up.
         OverflowError: `state.step` would pass 2**31 - 1.
 
     >>> import jax, jax.numpy as jnp
@@ -121,7 +123,8 @@ def fit(
             state, _ = plan.events.run("end", now.state, now.metrics)
         plan.events.flush()  # an error in the background is raised here, while error hooks can run
     stopped = reasons.signal or signals.number
-    if not (stopped == signal.SIGINT and return_on_interrupt):
+    returns = in_notebook() if return_on_interrupt is None else return_on_interrupt
+    if not (stopped == signal.SIGINT and returns):
         end_process(stopped, state, history)
     return state, history
 

@@ -269,6 +269,14 @@ def test_ctrl_c_returns_on_request(state, phase):
     assert (int(after.epoch), len(history)) == (2, 2)
 
 
+def test_ctrl_c_returns_in_a_notebook_unless_that_is_refused(state, phase, monkeypatch):
+    monkeypatch.setattr("trainer.loop.fit.in_notebook", lambda: True)
+    after, history = trainer.fit(state, phase, epochs=9, hooks=_ctrl_c(2))
+    assert (int(after.epoch), len(history)) == (2, 2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(state, phase, epochs=9, hooks=_ctrl_c(2), return_on_interrupt=False)
+
+
 def test_a_second_ctrl_c_attaches_the_newest_readable_state(state, phase):
     with pytest.raises(KeyboardInterrupt) as raised:
         trainer.fit(state, phase, epochs=9, hooks=_ctrl_c(2, times=2), return_on_interrupt=True)
