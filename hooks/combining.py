@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer import Metrics, TrainState
-from trainer.hook import Gate, Hook, HookFunction, flatten_hooks
+from trainer.hook import COLUMNS, Gate, Hook, HookFunction, flatten_hooks
+from trainer.host.rendering.html_tables import render_table
 from trainer.host.rendering.plain_tables import align_columns
 from trainer.loop.events import sort_hooks
 
@@ -38,9 +39,13 @@ class Chain:
         return state
 
     def __str__(self) -> str:
-        return format_table(self.parts)
+        rows = [part.describe_row() for part in sort_parts(self.parts)]
+        return align_columns([COLUMNS, *rows])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return render_table(COLUMNS, [part.describe_row() for part in sort_parts(self.parts)])
 
 
 HookLike = Chain | Hook | HookFunction
@@ -64,16 +69,12 @@ def chain(*hooks: Any) -> Chain:
     return Chain(flatten_hooks(hooks))
 
 
-def format_table(parts: tuple[Hook, ...]) -> str:
-    """Format hooks as a table, in the order of execution."""
+def sort_parts(parts: tuple[Hook, ...]) -> list[Hook]:
+    """Sort hooks in the order of execution."""
     named = [part.at for part in parts]
     phases = [at for at in dict.fromkeys(named) if at not in ("start", "epoch", "end", "error")]
-    rows = [("event", "stage", "hook", "reads", "writes")]
-    for event in ("start", *phases, "epoch", "end", "error"):
-        for part in sort_hooks(parts, event):
-            found = "at start" if callable(part.writes) else ", ".join(part.writes)
-            rows.append((part.at, part.stage, part.name, ", ".join(part.reads), found))
-    return align_columns(rows)
+    events = ("start", *phases, "epoch", "end", "error")
+    return [part for event in events for part in sort_hooks(parts, event)]
 
 
 def join_parts(parts: list[Hook]) -> HookLike:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from trainer.checks.arguments import describe_value, get_signature, require_function
 from trainer.host.computed_once import ComputedOnce
+from trainer.host.rendering.html_tables import render_table
 from trainer.state import PyTree, TrainState
 
 HookFunction = Callable[[TrainState, Mapping[str, float]], TrainState]
@@ -20,6 +21,10 @@ FORM = "(state, metrics) -> state"
 STAGES = ("control", "observe", "save")
 """The order at one event. `control` may change the state but not its structure; `observe` only its
 own hook state and scores for later observers; `save` saves the result."""
+
+
+COLUMNS = ("event", "stage", "hook", "reads", "writes")
+"""Heads of a table of hooks."""
 
 
 class Interrupt(Exception):  # noqa: N818 - a request, not an error
@@ -155,6 +160,14 @@ class Hook:
     def at(self) -> str:
         """The event at which it runs."""
         return self.event or "epoch"
+
+    def describe_row(self) -> tuple[str, ...]:
+        """Return its cells in a table of hooks, as `COLUMNS` names them."""
+        written = "at start" if callable(self.writes) else ", ".join(self.writes)
+        return self.at, self.stage, self.name, ", ".join(self.reads), written
+
+    def _repr_html_(self) -> str:
+        return render_table(COLUMNS, [self.describe_row()])
 
     @property
     def parts(self) -> tuple[Hook, ...]:

@@ -14,8 +14,9 @@ import optax
 from flax import struct
 
 from trainer.checks.arguments import describe_value
-from trainer.checks.pytrees import format_path, is_key
+from trainer.checks.pytrees import format_path, is_key, measure_leaves
 from trainer.checks.suggestions import suggest_and_list
+from trainer.host.rendering.html_tables import render_table
 
 PyTree = Any
 
@@ -107,6 +108,16 @@ class TrainState:
         False
         """
         return _fold(self.rng, self.epoch, self.step, name_number(name))
+
+    def _repr_html_(self) -> str:
+        names = ("params", "model_state", "opt_state", "carry", "hook_state")
+        measured = {name: measure_leaves(getattr(self, name)) for name in names}
+        rows = [(name, *(f"{n:,}" for n in found)) for name, found in measured.items() if found[0]]
+        known = not isinstance(self.epoch, jax.ShapeDtypeStruct)
+        place = f", epoch {read_epoch(self)}, step {read_step_count(self):,}" if known else ""
+        stopped = ", stopped" if known and np.any(self.stop) else ""
+        heads = ("", "leaves", "elements", "bytes")
+        return render_table(heads, rows, caption=f"TrainState{place}{stopped}", right=(1, 2, 3))
 
     if TYPE_CHECKING:
 

@@ -43,7 +43,6 @@ CHART_STYLE = (
     ".entracte svg text {fill: currentColor; opacity: 0.7; font-size: 11px} "
     f".entracte svg .grid {{stroke: {LINE}}} "
     ".entracte svg path {fill: none; stroke-width: 1.8; stroke-linejoin: round} "
-    ".entracte .long {max-height: 26em; overflow: auto} "
     ".entracte pre {max-height: 16em; overflow: auto; white-space: pre-wrap; margin: 2px 0 8px; "
     f"padding: 6px 10px; border: 1px solid {LINE}; border-radius: 4px; background: none; "
     "color: inherit; font-size: 12px} "
@@ -111,8 +110,8 @@ class NotebookDisplay:
             curves = {name: downsample(curve) for name, curve in self._curves.items()}
             texts = dict(self._texts)
             if over and self._run.summaries:
-                table = render_metrics(self._run.summaries, caption=self._run.title())
-                head, below = "", f'<div class="long">{table}</div>'
+                head = ""
+                below = render_metrics(self._run.summaries, caption=self._run.title())
             else:
                 head, below = self._render_progress(), ""
         said = "".join(_render_text(name, *text) for name, text in texts.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,3 +70,15 @@ def list_differences(wanted: PyTree, got: PyTree) -> list[str]:
 def has_same_structure(one: PyTree, other: PyTree) -> bool:
     """Return whether two trees have the same structure."""
     return bool(jax.tree.structure(one) == jax.tree.structure(other))  # type: ignore[operator]
+
+
+def measure_leaves(tree: PyTree) -> tuple[int, int, int]:
+    """Return how many leaves a tree has, and the elements and bytes of them.
+
+    >>> measure_leaves({"w": jax.numpy.ones((2, 3)), "count": 7})
+    (2, 7, 24)
+    """
+    leaves = jax.tree.leaves(tree)
+    counts = [math.prod(getattr(leaf, "shape", ())) for leaf in leaves]
+    sizes = [getattr(getattr(leaf, "dtype", None), "itemsize", 0) for leaf in leaves]
+    return len(leaves), sum(counts), sum(map(math.prod, zip(counts, sizes, strict=True)))

@@ -12,7 +12,7 @@ from trainer.commands.lookup.scores import SCORES, choose_key_metrics
 from trainer.commands.lookup.stores import RunName, StoreName, is_path, open_run
 from trainer.commands.terminal.calling import CommandError, parse_local_path
 from trainer.configuration.setting_rows import format_settings
-from trainer.host.amounts import format_bytes, format_duration
+from trainer.host.amounts import format_bytes, format_duration, format_time
 from trainer.host.escaping import escape_text
 from trainer.host.rendering.panels import sum_epoch_seconds
 from trainer.host.rendering.sparklines import format_number
@@ -63,8 +63,8 @@ def build_report(store: Store, row: RunRow) -> Report:
         "epochs": f"{row.epoch:,}" if row.epochs is None else f"{row.epoch:,} of {row.epochs:,}",
         "steps": f"{row.step:,}",
         "training time": format_duration(sum_epoch_seconds(curves), digits=3),
-        "began": _format_time(row.created),
-        "written": _format_time(time.time()),
+        "began": format_time(row.created),
+        "written": format_time(time.time()),
     }
     return Report(
         title=row.name,
@@ -74,10 +74,6 @@ def build_report(store: Store, row: RunRow) -> Report:
         environment={"directory": row.directory, **row.environment},
         tables=dict(_keep_last(title, table) for title, table in _list_tables(store, row)),
     )
-
-
-def _format_time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
 
 
 def _list_tables(store: Store, row: RunRow) -> Iterator[tuple[str, ReportTable]]:

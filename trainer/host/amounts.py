@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 UNITS = (
     (172_800.0, 86_400.0, "d"),
     (7200.0, 3600.0, "h"),
@@ -32,6 +34,15 @@ def format_duration(seconds: float, *, digits: int = 2) -> str:
 def format_age(seconds: float) -> str:
     """Format how long ago something was; clocks of machines may differ a little."""
     return f"{format_duration(seconds)} ago" if seconds >= 1 else "now"
+
+
+def format_time(seconds: float) -> str:
+    """Format unix seconds as the local time, with its zone.
+
+    >>> len(format_time(0.0)) > len("1970-01-01 00:00:00")
+    True
+    """
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
 
 
 def format_bytes(count: float) -> str:

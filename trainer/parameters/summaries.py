@@ -10,11 +10,15 @@ import jax
 from jax.sharding import NamedSharding
 
 from trainer.checks.pytrees import format_path
+from trainer.host.rendering.html_tables import render_table
 from trainer.host.rendering.plain_tables import align_columns
 from trainer.state import PyTree, TrainState
 
 OTHERS = ("model_state", "opt_state", "carry", "hook_state")
 """Other parts of a state with many leaves; each is one row."""
+
+RIGHT = (3, 4, 6)
+"""The numbers of the columns that are aligned at the right."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,7 @@ class SummaryRow:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The result of `trainer.summary`; its `str` is a table."""
+    """The result of `trainer.summary`; its `str` is a table, as which a notebook shows it."""
 
     rows: tuple[SummaryRow, ...]
     """One for each leaf of the parameters."""
@@ -61,14 +65,22 @@ class Summary:
         return sum(row.device_bytes for row in (*self.rows, *self.others))
 
     def __str__(self) -> str:
-        titles = ("path", "shape", "dtype", "count", "bytes", "split", "bytes a device")
+        return align_columns([self._heads(), *self._list_cells()], right=RIGHT)
+
+    def _repr_html_(self) -> str:
+        return render_table(self._heads(), self._list_cells(), right=RIGHT)
+
+    def _heads(self) -> tuple[str, ...]:
+        heads = ("path", "shape", "dtype", "count", "bytes", "split", "bytes a device")
+        return heads if self.on_mesh else heads[:5]
+
+    def _list_cells(self) -> list[tuple[str, ...]]:
         params = dataclasses.replace(_sum("parameters", self.rows), dtype="")
-        cells = [titles, *map(_cells, (*self.rows, params))]
+        cells = [*map(_cells, (*self.rows, params))]
         if self.others:
             total = ("state", "", "", "", f"{self.bytes:,}", "", f"{self.device_bytes:,}")
             cells += [*map(_cells, self.others), total]
-        shown = len(titles) if self.on_mesh else 5
-        return align_columns([row[:shown] for row in cells], right=(3, 4, 6))
+        return [row[: len(self._heads())] for row in cells]
 
 
 def summary(params: PyTree) -> Summary:

@@ -9,7 +9,10 @@ import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from trainer.host.amounts import format_bytes, format_time
 from trainer.host.redaction import redact_settings, redact_text
+from trainer.host.rendering.html_tables import render_facts
+from trainer.host.rendering.sparklines import format_number
 
 MIN_STALL_SECONDS = 60.0
 """Seconds without a heartbeat after which a run counts as stalled, at the least."""
@@ -60,6 +63,20 @@ class RunRow(NamedTuple):
             error=redact_text(str(run.error)),
         )
 
+    def _repr_html_(self) -> str:
+        total = "" if self.epochs is None else f" of {self.epochs:,}"
+        facts = {
+            "state": self.state,
+            "error": self.error,
+            "epoch": f"{self.epoch:,}{total}",
+            "step": f"{self.step:,}",
+            "created": format_time(self.created),
+            "last heartbeat": format_time(self.beat),
+            "host": self.host,
+            "directory": self.directory,
+        }
+        return render_facts(facts, caption=f"Run {self.name}")
+
     def status(self, now: float) -> str:
         """Return the state, or `stalled` for a run that should be running and sends no heartbeat.
 
@@ -105,6 +122,15 @@ class CheckpointRow(NamedTuple):
     """Of its manifest: another checkpoint of this epoch has another one."""
     written: str
     """When, ISO 8601 in UTC."""
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "bytes": format_bytes(self.bytes),
+            "written": self.written,
+            "path": self.path,
+            **{name: format_number(value) for name, value in self.scores.items()},
+        }
+        return render_facts(facts, caption=f"Checkpoint of epoch {self.epoch:,}")
 
     @classmethod
     def read(cls, row: tuple[Any, ...]) -> CheckpointRow:

@@ -17,6 +17,7 @@ from trainer.checks.paths import to_absolute_path
 from trainer.host.machine import describe_environment
 from trainer.host.processes import is_main_process
 from trainer.host.redaction import redact_text
+from trainer.host.rendering.html_tables import render_facts
 from trainer.loop.shutdown import defer_close
 from trainer.runs.disk_queue import LIMIT
 from trainer.runs.recorder import RunRecorder
@@ -89,6 +90,14 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.name!r})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "directory": os.fspath(self.directory),
+            "store": redact_text(self.url),
+            "recording": "yes" if self.is_recording else "no",
+        }
+        return render_facts(facts, caption=f"Run {self.name}")
 
     @property
     def is_recording(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from trainer.host.escaping import escape_text
 from trainer.host.rendering.sparklines import MetricSummary, format_number, group_by_prefix
@@ -24,21 +24,22 @@ STYLE = (
     "text-align: left; vertical-align: top; background: none; color: inherit; max-width: 40em; "
     "overflow-wrap: anywhere} "
     ".entracte tr > th {font-weight: 500; opacity: 0.7} "
-    ".entracte tr > .right {text-align: right; white-space: nowrap}</style>"
+    ".entracte tr > .right {text-align: right; white-space: nowrap} "
+    ".entracte .long {max-height: 28em; overflow: auto}</style>"
 )
 
 
 def render_table(
     heads: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    rows: Iterable[Sequence[str]],
     *,
     caption: str = "",
     right: Collection[int] = (),
 ) -> str:
-    """Render a table, whose texts are escaped, with its style.
+    """Render a table, whose texts are escaped, with its style; a long one scrolls.
 
     Args:
-        heads: of the columns.
+        heads: of the columns; none are shown if all are empty.
         rows: the cells of each.
         caption: above the table.
         right: the numbers of the columns that are aligned at the right.
@@ -50,7 +51,16 @@ def render_table(
     body = "".join(f"<tr>{_render_cells(row, 'td', right)}</tr>" for row in rows)
     head = f"<thead><tr>{_render_cells(heads, 'th', right)}</tr></thead>" if any(heads) else ""
     table = f"<table>{titled}{head}<tbody>{body}</tbody></table>"
-    return f'<div class="entracte">{STYLE}{table}</div>'
+    return f'<div class="entracte">{STYLE}<div class="long">{table}</div></div>'
+
+
+def render_facts(facts: Mapping[str, str], *, caption: str = "") -> str:
+    """Render names and their values, without those that are empty.
+
+    >>> render_facts({"state": "running", "error": ""}).count("<tr>")
+    1
+    """
+    return render_table(("", ""), [fact for fact in facts.items() if fact[1]], caption=caption)
 
 
 def render_metrics(summaries: Mapping[str, MetricSummary], *, caption: str = "") -> str:
