@@ -8,13 +8,18 @@ Examples that have run in the folder of runs are not trained again: remove it to
 import argparse
 from pathlib import Path
 
+from browser_pictures import draw_report, draw_tensorboard
 from epoch_diagram import draw_epoch
 from example_runs import ROOT
+from replay_picture import draw_replay
 from terminal_picture import draw_terminal
 
 PICTURES = {
     "terminal": draw_terminal,
     "epoch": draw_epoch,
+    "report": draw_report,
+    "tensorboard": draw_tensorboard,
+    "replay": draw_replay,
 }
 """Functions of the folder of runs and that of the pictures."""
 
