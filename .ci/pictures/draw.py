@@ -11,6 +11,7 @@ from pathlib import Path
 from browser_pictures import draw_report, draw_tensorboard
 from epoch_diagram import draw_epoch
 from example_runs import ROOT
+from learning_curves import draw_agents, draw_supervised
 from replay_picture import draw_replay
 from terminal_picture import draw_terminal
 
@@ -20,6 +21,8 @@ PICTURES = {
     "report": draw_report,
     "tensorboard": draw_tensorboard,
     "replay": draw_replay,
+    "supervised": draw_supervised,
+    "agents": draw_agents,
 }
 """Functions of the folder of runs and that of the pictures."""
 

@@ -62,3 +62,6 @@ def test_the_site_builds_without_a_warning():
     text = built.stdout + built.stderr
     assert built.returncode == 0, text
     assert "griffe:" not in text, text
+    page = (ROOT / "site" / "index.html").read_text()
+    loaded = re.findall(r"<(?:link|script|img)[^>]+=[\"']?https?:[^>]*>", page)
+    assert not loaded, "a page must load nothing from elsewhere"
