@@ -61,7 +61,8 @@ WIDTH, HEIGHT = 384, 236
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 54, 32
 
 STYLE = """
-path { fill: none; stroke-width: 2; stroke-linejoin: round; } .grid { stroke: var(--line); stroke-width: 1; }
+path { fill: none; stroke-width: 2; stroke-linejoin: round; }
+.grid { stroke: var(--line); stroke-width: 1; }
 text { font-size: 13px; } .title { font-size: 15px; font-weight: 600; } .dim { fill: var(--dim); }
 """ + "".join(
     f"path.c{n} {{ stroke: var(--c{n}); }} text.c{n} {{ fill: var(--c{n}); }}\n" for n in range(3)

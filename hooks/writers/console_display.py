@@ -155,7 +155,7 @@ class RunDisplay:
             done,
             f"{min(done / total, most):.0%}" if total else "",
             "" if self.speed is None else f"{format_number(self.speed)} steps/s",
-            "" if math.isnan(left) else f"{format_duration(round(left))} left",
+            f"{format_duration(max(round(left), 1))} left" if left > 0 else "",
             describe_activity(open_spans),
         )
 

@@ -158,6 +158,13 @@ def test_the_bar_shows_progress_speed_time_left_and_rows_of_metrics():
     assert train.index("accuracy") == val.index("accuracy")
 
 
+def test_the_time_left_is_a_second_at_least_and_none_at_the_end():
+    run = course(epoch(1), epoch(5))
+    run.began = run.updated - 0.1
+    assert "1 s left" in shown(run.bar(100))
+    assert "left" not in shown(course(epoch(1), epoch(20)).bar(100))
+
+
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 200])
 def test_the_bar_fits(width):
     lines = shown(course(epoch(12)).bar(width), width).splitlines()
