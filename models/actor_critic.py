@@ -257,7 +257,7 @@ def _parts(observation: PyTree) -> list[Any]:
 def _concat_observation(observation: PyTree) -> jax.Array:
     def flatten(part: jax.Array) -> jax.Array:
         floating = jnp.issubdtype(part.dtype, jnp.floating)
-        return part.reshape(len(part), -1).astype(part.dtype if floating else jnp.float32)
+        return part.reshape(part.shape[0], -1).astype(part.dtype if floating else jnp.float32)
 
     flat = [flatten(part) for part in _parts(observation)]
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1)

@@ -817,6 +817,18 @@ MISTAKES = {
         lambda: trainer.export_params("x.safetensors", STATE.params),
         (T, "export_params(params, path)", "parameters first", "'x.safetensors'"),
     ),
+    "a whole state as the parameters of an export": (
+        lambda: trainer.export(NET, STATE, SOURCE.example, "unused"),
+        (T, "export takes parameters", "got a TrainState", "model_state=state.model_state"),
+    ),
+    "a platform that JAX does not know": (
+        lambda: trainer.export(NET, STATE.params, SOURCE.example, "unused", platforms=["gpu"]),
+        (V, "platforms are cpu, cuda, rocm, tpu", "got 'gpu'"),
+    ),
+    "an export of a source in place of its example": (
+        lambda: trainer.export(NET, STATE.params, SOURCE, "unused"),
+        (T, "an example batch", "call export(network, params, source.example, path)"),
+    ),
     "parameters into a whole state": (
         lambda: trainer.load_params("unused", STATE),
         (T, "load_params fills parameters", "got a TrainState", "state.params"),

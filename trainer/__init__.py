@@ -28,6 +28,7 @@ from trainer.placement.spread import spread
 from trainer.state import TrainState, fingerprint
 from trainer.supervised import optimizers
 from trainer.supervised.exact_matching import exact_match
+from trainer.supervised.exporting import export
 from trainer.supervised.learning_rate_finder import find_learning_rate
 from trainer.supervised.overfitting import overfit
 from trainer.supervised.predicting import predict
@@ -61,6 +62,7 @@ __all__ = [
     "evaluate",
     "evaluation",
     "exact_match",
+    "export",
     "export_params",
     "find_learning_rate",
     "fingerprint",

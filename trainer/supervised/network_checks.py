@@ -73,8 +73,17 @@ def check_pair(network: Any, name: str, returned: Any) -> tuple[Any, Any]:
     )
 
 
-def check_example(example: Any) -> None:
+def check_example(
+    example: Any,
+    takes: str = "task.init takes a key and",
+    call: str = "task.init(key, {example})",
+) -> None:
     """Check that an example batch is a batch.
+
+    Args:
+        example: what was passed.
+        takes: who takes what before it, as messages begin.
+        call: the right call, with `{example}` in it.
 
     Raises:
         TypeError: it is no dict.
@@ -85,8 +94,8 @@ def check_example(example: Any) -> None:
         if isinstance(getattr(example, "example", None), Mapping):
             got, remedy = f"a source, {got}", "source.example"
         raise TypeError(
-            "task.init takes a key and an example batch, a dict of arrays with 'inputs' for the "
-            f"network; got {got}: call task.init(key, {remedy})"
+            f"{takes} an example batch, a dict of arrays with 'inputs' for the network; got {got}: "
+            f"call {call.format(example=remedy)}"
         )
     if "inputs" not in example:
         raise ValueError(f"a batch needs 'inputs' for the network; got {sorted(example)}")
