@@ -5,7 +5,7 @@ PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c co
 # JAX for CUDA, as `jax[...]` names it: cuda13 or cuda12.
 CUDA ?= cuda13
 
-.PHONY: train test lint docs pictures bench gpu soak clean
+.PHONY: train test lint docs tour pictures bench gpu soak clean
 
 train: .venv/.examples
 	.venv/bin/python examples/digits.py $(ARGS)
@@ -24,6 +24,9 @@ docs: .venv/.dev
 
 pictures: .venv/.dev
 	.venv/bin/python .ci/pictures/draw.py $(ARGS)
+
+tour: .venv/.dev
+	.venv/bin/python .ci/tour.py
 
 soak: .venv/.dev
 	.venv/bin/python -m pytest -s -m soak $(ARGS)

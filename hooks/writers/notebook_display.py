@@ -38,7 +38,7 @@ CHART_STYLE = (
     f"background: {LINE}; overflow: hidden}} "
     f".entracte .bar div {{height: 100%; background: {COLORS[0]}}} "
     ".entracte .charts {display: flex; flex-wrap: wrap; gap: 8px 20px; margin: 6px 0} "
-    ".entracte .charts > div {flex: 0 1 360px; min-width: 240px} "
+    ".entracte .charts > div {flex: 1 1 280px; max-width: 420px} "
     ".entracte svg {display: block; width: 100%; height: auto} "
     ".entracte svg text {fill: currentColor; opacity: 0.7; font-size: 11px} "
     f".entracte svg .grid {{stroke: {LINE}}} "

@@ -15,7 +15,7 @@ from trainer.runs import CheckpointRow, Run, Store
 
 def read_cells(page):
     """Return the caption of a table, and the texts of the cells of each row."""
-    (table,) = re.findall(r"<table>.*</table>", page)
+    (table,) = re.findall(r"<table .*</table>", page)
     rows = re.findall(r"<tr>(.*?)</tr>", table)
     caption = "".join(re.findall(r"<caption>(.*)</caption>", table))
     found = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]

@@ -50,7 +50,7 @@ def render_table(
     titled = f"<caption>{escape_html(caption)}</caption>" if caption else ""
     body = "".join(f"<tr>{_render_cells(row, 'td', right)}</tr>" for row in rows)
     head = f"<thead><tr>{_render_cells(heads, 'th', right)}</tr></thead>" if any(heads) else ""
-    table = f"<table>{titled}{head}<tbody>{body}</tbody></table>"
+    table = f'<table class="entracte-table">{titled}{head}<tbody>{body}</tbody></table>'
     return f'<div class="entracte">{STYLE}<div class="long">{table}</div></div>'
 
 
@@ -75,7 +75,7 @@ def render_metrics(summaries: Mapping[str, MetricSummary], *, caption: str = "")
         last = format_number(found.last)
         rows.append([name, last, *extremes[0], *extremes[1], found.sparkline(CURVE)])
     heads = ["metric", "last", "lowest", "epoch", "highest", "epoch", "course"]
-    return render_table(heads, rows, caption=caption, right=range(1, 6))
+    return render_table(heads, rows, caption=caption, right=range(1, 7))
 
 
 def escape_html(text: object) -> str:
