@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-COLUMNS = 120
+COLUMNS = 110
 
 ERASE, UP = "\x1b[2K", "\x1b[1A"
 TOKENS = re.compile(r"(\x1b\[2K|\x1b\[1A|\x1b\[\?25[lh]|\r?\n|\r)")
