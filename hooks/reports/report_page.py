@@ -9,61 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from hooks.reports.confusion_tables import collect_confusion, render_confusion
+from hooks.reports.page_script import DIGEST, SCRIPT
+from hooks.reports.page_style import STYLE
 from trainer.host.amounts import format_duration
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.rendering.panels import Curve, assign_colors, group_panels, hook_times
 from trainer.host.rendering.sparklines import format_number, rank_metric
-from trainer.host.rendering.svg_charts import HUES, render_chart
+from trainer.host.rendering.svg_charts import HUES, render_chart, suits_logarithm
 
-STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b1f24; --dim: #5d6875;
-  --line: #dfe3e8; --c0: #2f6fd0; --c1: #c65a12; --c2: #1f7f53; --c3: #b3424a; --c4: #7350b8;
-  --c5: #80621a; --c6: #3f7385; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171b; --card: #1c2026; --ink: #e6e9ed;
-  --dim: #98a3b0; --line: #333a43; --c0: #72a7f5; --c1: #f0954f; --c2: #5dc493; --c3: #ec8088;
-  --c4: #b298ee; --c5: #d3ae58; --c6: #7fbccf; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1360px; margin: 0 auto; padding: 24px 16px 48px; }
-h1 { margin: 0 0 12px; font-size: 26px; line-height: 1.25; overflow-wrap: anywhere; }
-h2 { margin: 32px 0 10px; font-size: 18px; }
-h3 { margin: 0 0 4px; font-size: 14px; overflow-wrap: anywhere; }
-dl { display: flex; flex-wrap: wrap; gap: 10px 28px; margin: 0; }
-dt { color: var(--dim); font-size: 12px; }
-dd { margin: 0; font-weight: 600; }
-.charts { display: grid; gap: 12px;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px; }
-.names { display: flex; flex-wrap: wrap; gap: 0 14px; font-size: 12px; color: var(--dim); }
-.names span { overflow-wrap: anywhere; }
-.names i { display: inline-block; width: 14px; height: 3px; margin-right: 5px;
-  vertical-align: middle; }
-svg { display: block; width: 100%; height: auto; }
-svg text { fill: var(--dim); font-size: 11px; }
-.grid { stroke: var(--line); }
-path { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
-.wide { overflow-x: auto; }
-.side { display: grid; gap: 0 24px;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
-table { border-collapse: collapse; width: 100%; font-size: 14px;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 14px 5px 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--line); }
-tr:last-child td { border-bottom: 0; }
-th { color: var(--dim); font-weight: 500; font-size: 12px; white-space: nowrap; }
-td { overflow-wrap: anywhere; }
-td:first-child { min-width: 9em; }
-.pairs td:first-child { width: 40%; }
-.num { text-align: right; white-space: nowrap; }
-.text { white-space: pre-wrap; }
-@media (max-width: 560px) { table { font-size: 12px; } th, td { padding-right: 7px; }
-  th { font-size: 11px; } td:first-child { min-width: 7em; } }
-""" + "".join(
-    f".c{n} {{ stroke: var(--c{n}); }} circle.c{n} {{ fill: var(--c{n}); stroke: none; }} "
-    f"i.c{n} {{ background: var(--c{n}); }}\n"
-    for n in range(HUES)
-)
+POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{DIGEST}'"
+"""What the page may load: nothing. It runs its own script alone, whatever texts it shows."""
+
+SHARES = 6
+"""Hooks with a color of their own in the bar of times, at most."""
 
 
 class ReportTable(NamedTuple):
@@ -99,8 +58,8 @@ def render_page(report: Report) -> str:
     """Render a page.
 
     >>> shown = render_page(Report("<run> & co", {"epochs": "1 of 2"}, {}, {}, {}))
-    >>> "<h1>&lt;run&gt; &amp; co</h1>" in shown, "<dd>1 of 2</dd>" in shown, "<script" in shown
-    (True, True, False)
+    >>> "<h1>&lt;run&gt; &amp; co</h1>" in shown, "<dd>1 of 2</dd>" in shown
+    (True, True)
     """
     title = html.escape(report.title)
     facts = "".join(
@@ -112,7 +71,7 @@ def render_page(report: Report) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{title}</title>
 <style>{STYLE}</style>
 </head>
@@ -122,6 +81,7 @@ def render_page(report: Report) -> str:
 <dl>{facts}</dl>
 {_section("Curves", _charts(report.curves))}
 {_section("Scores", _scores(report.curves))}
+{_confusion(report.curves)}
 <div class="side">
 {_section("Configuration", _pairs(report.config))}
 {_section("Environment", _pairs(report.environment))}
@@ -129,6 +89,7 @@ def render_page(report: Report) -> str:
 {_section("Time in hooks", _times(report.curves))}
 {"".join(_section(html.escape(name), _table(table)) for name, table in report.tables.items())}
 </main>
+<script>{SCRIPT}</script>
 </body>
 </html>
 """
@@ -148,11 +109,18 @@ def _charts(curves: Mapping[str, Curve]) -> str:
             for label in members
             if label
         )
+        title = f"{panel} by epoch"
+        chart = f'<div class="linear">{render_chart(members, hues, title, points=True)}</div>'
+        if suits_logarithm(members):
+            title = f"{title}, logarithmic"
+            drawn = render_chart(members, hues, title, logarithmic=True, points=True)
+            chart = f'<div class="logarithmic">{drawn}</div>{chart}'
         cards.append(
             f'<div class="card"><h3>{html.escape(panel)}</h3><div class="names">{names}</div>\n'
-            f"{render_chart(members, hues, f'{panel} by epoch')}</div>"
+            f"{chart}</div>"
         )
-    return f'<div class="charts">{"".join(cards)}</div>' if cards else ""
+    switch = '<label class="switch"><input type="checkbox" id="log"> logarithmic axes</label>'
+    return f'{switch}<div class="charts">{"".join(cards)}</div>' if cards else ""
 
 
 def _scores(curves: Mapping[str, Curve]) -> str:
@@ -171,13 +139,43 @@ def _format_extreme(value: float, epoch: int) -> str:
     return f"{format_number(value)} at {epoch:,}" if math.isfinite(value) else ""
 
 
+def _confusion(curves: Mapping[str, Curve]) -> str:
+    return "".join(
+        _section(
+            f"Confusion matrix of {html.escape(split or 'the split')}, epoch {table.epoch:,g}",
+            render_confusion(table),
+        )
+        for split, table in collect_confusion(curves).items()
+    )
+
+
 def _times(curves: Mapping[str, Curve]) -> str:
     """Show each hook's time, the costliest first, and its share of the time of phases and hooks."""
-    rows = []
-    for hook in hook_times(curves):
+    rows, hooks = [], hook_times(curves)
+    for hook in hooks:
         times = [format_duration(seconds, digits=3) for seconds in (hook.seconds, hook.each)]
         rows.append((hook.name, *times, f"{hook.share:.1%}"))
-    return _table(ReportTable(("hook", "in all", "an epoch", "of the run"), rows))
+    table = _table(ReportTable(("hook", "in all", "an epoch", "of the run"), rows))
+    return _shares({hook.name: hook.share for hook in hooks}) + table if rows else ""
+
+
+def _shares(hooks: Mapping[str, float]) -> str:
+    """Draw the shares of phases and hooks in the time as a bar, with a legend."""
+    first = dict(list(hooks.items())[:SHARES])
+    parts = [("phases", max(1 - sum(hooks.values()), 0.0), f"c{SHARES}")]
+    parts += [(name, share, f"c{hue}") for hue, (name, share) in enumerate(first.items())]
+    if rest := sum(hooks.values()) - sum(first.values()):
+        parts.append(("other hooks", rest, "other"))
+    bar = "".join(
+        f'<span class="{hue}" style="--share:{share:.4f}" title="{html.escape(name)}, {share:.1%}">'
+        "</span>"
+        for name, share, hue in parts
+    )
+    legend = "".join(
+        f'<span><i class="{hue}"></i>{html.escape(name)} {share:.1%}</span>'
+        for name, share, hue in parts
+    )
+    return f'<div class="shares">{bar}</div><div class="names">{legend}</div>'
 
 
 def _pairs(rows: Mapping[str, str]) -> str:

@@ -33,9 +33,11 @@ def write_report(
 ) -> Chain:
     """Write a page about the whole run when it ends, is interrupted or fails.
 
-    One self-contained HTML file, without scripts or network: how far the run came, its curves, the
-    best scores and their epochs, the configuration, the hooks' times, the versions and devices, and
-    texts of some epochs, such as samples. A resumed run has a complete page.
+    One self-contained HTML file, which loads nothing: how far the run came, its curves with values
+    under the pointer and a switch to logarithmic axes, the best scores and their epochs, the last
+    confusion matrix (of metrics such as `val/confusion/2/7`), the configuration, the hooks' times
+    and their share, the versions and devices, and texts of some epochs, such as samples. Without
+    scripts it lacks the values under the pointer alone. A resumed run has a complete page.
 
     Args:
         path: of the page, `runs/digits/report.html`; it is replaced.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import threading
 from html.parser import HTMLParser
@@ -33,7 +35,7 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
-        if tag in ("td", "h1", "h2", "h3", "dt", "dd"):
+        if tag in ("td", "h1", "h2", "h3", "dt", "dd", "script"):
             self.cells.append("")
 
     def handle_data(self, data):
@@ -72,9 +74,9 @@ def test_texts_of_some_epochs_are_shown_as_they_are(state, phase, tmp_path):
     report = hooks.write_report(tmp_path / "report.html", records=lines.path)
     trainer.fit(state, phase, epochs=2, hooks=[hooks.every(2, text), report])
     found = Reader((tmp_path / "report.html").read_text())
-    assert found.cells[-3:] == ["said", "2", shown]
+    assert found.cells[-4:-1] == ["said", "2", shown]
     assert ("class", "text") in found.attributes
-    assert "script" not in found.tags
+    assert found.tags.count("script") == 1
 
 
 def test_it_changes_nothing(start, train, tmp_path):
@@ -112,15 +114,51 @@ def test_a_resumed_run_has_a_complete_report(state, phase, tmp_path):
     assert found[at + 2 : at + 4] == ["0.3750 at 4", "3.000 at 1"]
 
 
-def test_the_page_is_self_contained_and_has_no_scripts(state, phase, tmp_path):
+def test_the_page_is_self_contained_and_runs_its_own_script_alone(state, phase, tmp_path):
     found = reported(state, phase, tmp_path, config={"a": 1})
     text = (tmp_path / "report.html").read_text()
-    assert not {"script", "link", "img", "iframe", "object", "base"} & set(found.tags)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
+    assert not re.search("fetch|XMLHttpRequest|import|innerHTML|eval", script)
+    assert not {"link", "img", "iframe", "object", "base"} & set(found.tags)
     assert not {"src", "href", "onload", "onerror"} & {name for name, _ in found.attributes}
     assert "url(" not in text
     assert "@import" not in text
     assert "default-src 'none'" in text
     assert [file.name for file in tmp_path.glob("report*")] == ["report.html"]
+
+
+def test_points_of_curves_wait_for_the_pointer_on_both_axes():
+    curves = {"train/loss": Curve([1, 2], [1.0, 0.01]), "train/gain": Curve([1, 2], [-1.0, 1.0])}
+    text = render_page(Report("a", {}, curves, {}, {}))
+    attributes = Reader(text).attributes
+    points = [value for name, value in attributes if name == "data-points"]
+    logarithmic, linear, gain = points  # a loss is positive, a gain is not
+    assert linear == logarithmic == "1 50.0 10.0 1.000;2 368.0 184.0 0.01000"
+    assert gain == "1 50.0 184.0 -1.000;2 368.0 10.0 1.000"
+    assert ("id", "log") in attributes
+
+
+def test_the_last_confusion_matrix_is_a_table_and_no_curve():
+    cells = {(0, 0): 3.0, (0, 1): 1.0, (1, 0): 0.0, (1, 1): 4.0}
+    curves = {
+        f"val/confusion/{label}/{predicted}": Curve([1, 2], [9.0, count])
+        for (label, predicted), count in cells.items()
+    }
+    found = Reader(render_page(Report("a", {}, curves, {}, {})))
+    assert found.cells[1].startswith("Confusion matrix of val, epoch 2")
+    assert found.cells[2:8] == ["3", "1", "75.0%1", "", "4", "100.0%"]  # the 1 heads its row
+    assert "svg" not in found.tags
+
+
+def test_the_bar_of_times_has_phases_hooks_and_the_rest():
+    curves = {f"time/hook/{name}": Curve([1], [1.0]) for name in "abcdefgh"}
+    curves["time/epoch_seconds"] = Curve([1], [2.0])
+    text = render_page(Report("a", {}, curves, {}, {}))
+    shares = re.findall(r'style="--share:([\d.]+)" title="([\w ]+), ', text)
+    wanted = [("0.2000", "phases"), *(("0.1000", name) for name in "abcdef")]
+    assert shares == [*wanted, ("0.2000", "other hooks")]
 
 
 def _unbroken(tags):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -13,6 +14,9 @@ Color = TypeVar("Color")
 
 ASIDE = ("time/", "system/", "steps/")
 """Prefixes of metrics that are not plotted unless asked for."""
+
+CONFUSION = re.compile(r"(?:^|/)confusion/(\d+)/(\d+)$")
+"""End of the names of a confusion matrix's cells: class, predicted class. They are no curves."""
 
 HOOK_PREFIX = "time/hook/"
 """Beginning of the names of hooks' times."""
@@ -91,15 +95,15 @@ def group_panels(
 ) -> dict[str, dict[str, Curve]]:
     """Group curves by panel and by name in the panel, the most important panel first.
 
-    Training and validation of one metric share a panel. None for `metrics` selects all but times
-    and the machine's.
+    Training and validation of one metric share a panel. None for `metrics` selects all but times,
+    the machine's, and the cells of confusion matrices.
 
     >>> curves = dict.fromkeys(["train/norm", "train/loss", "val/loss", "time/s"], Curve())
     >>> {panel: list(found) for panel, found in group_panels(curves).items()}
     {'loss': ['train', 'val'], 'norm': ['train']}
     """
     if metrics is None:
-        metrics = [name for name in curves if not name.startswith(ASIDE)]
+        metrics = [n for n in curves if not n.startswith(ASIDE) and not CONFUSION.search(n)]
     found: dict[str, dict[str, Curve]] = {}
     known = [name for name in metrics if name in curves]
     for name in sorted(known, key=lambda name: (name.startswith("gradients/"), rank_metric(name))):

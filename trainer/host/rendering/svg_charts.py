@@ -1,10 +1,10 @@
-"""Draw curves as SVG charts, which need no scripts."""
+"""Draw curves as SVG charts, on a linear or a logarithmic axis; they need no scripts."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from trainer.host.rendering.panels import Curve, choose_ticks
 from trainer.host.rendering.sparklines import format_number
@@ -20,8 +20,22 @@ HUES = 7
 """Colors that the page defines, `c0` to `c6`."""
 
 
-def render_chart(curves: Mapping[str, Curve], hues: Mapping[str, int], title: str) -> str:
+def render_chart(
+    curves: Mapping[str, Curve],
+    hues: Mapping[str, int],
+    title: str,
+    *,
+    logarithmic: bool = False,
+    points: bool = False,
+) -> str:
     """Draw the curves of a panel, by their names in it, with the number of each name's color.
+
+    Args:
+        curves: by name.
+        hues: number of each name's color.
+        title: said where pictures are read aloud.
+        logarithmic: draw on a logarithmic axis; the values must suit it, see `suits_logarithm`.
+        points: give each path its points, for a script: `data-points` is `epoch x y value;...`.
 
     >>> drawn = render_chart({"val": Curve([1, 2, 3], [1.0, 0.5, 0.25])}, {"val": 1}, "loss")
     >>> drawn.count("<path"), drawn.count("<circle"), "val, epoch 3: 0.2500" in drawn
@@ -29,20 +43,50 @@ def render_chart(curves: Mapping[str, Curve], hues: Mapping[str, int], title: st
     """
     curves = {name: downsample(curve) for name, curve in curves.items()}
     across = _Scale([e for c in curves.values() for e in c.epochs], LEFT, WIDTH - RIGHT)
-    up = _Scale([v for c in curves.values() for v in c.values], HEIGHT - BOTTOM, TOP)
+    values = [v for c in curves.values() for v in c.values]
+    up = _Scale(values, HEIGHT - BOTTOM, TOP, math.log10 if logarithmic else float)
+    choose = choose_log_ticks if logarithmic else choose_ticks
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">',
-        *(_draw_y_tick(value, up) for value in choose_ticks(up.low, up.high)),
+        *(_draw_y_tick(value, up) for value in choose(up.low, up.high)),
         f'<text x="{LEFT - 6}" y="{HEIGHT - 8}" text-anchor="end">epoch</text>',
         *(
             f'<text x="{across(value)}" y="{HEIGHT - 8}" text-anchor="middle">'
             f"{_format_tick(value)}</text>"
             for value in choose_ticks(across.low, across.high, whole=True)
         ),
-        *(_draw_curve(name, curve, hues[name], across, up) for name, curve in curves.items()),
+        *(
+            _draw_curve(name, curve, hues[name], across, up, points=points)
+            for name, curve in curves.items()
+        ),
         "</svg>",
     ]
     return "\n".join(parts)
+
+
+def suits_logarithm(curves: Mapping[str, Curve]) -> bool:
+    """Return whether all finite values are positive, and not all the same.
+
+    >>> suits_logarithm({"a": Curve([1, 2], [0.5, 1])}), suits_logarithm({"a": Curve([1], [0.0])})
+    (True, False)
+    """
+    values = [v for c in curves.values() for v in downsample(c).values if math.isfinite(v)]
+    return bool(values) and 0 < min(values) < max(values)
+
+
+def choose_log_ticks(low: float, high: float) -> list[float]:
+    """Choose round numbers of a logarithmic axis from low to high, both positive.
+
+    >>> choose_log_ticks(0.002, 3.0), choose_log_ticks(0.3, 4.0), choose_log_ticks(0.5, 0.6)
+    ([0.01, 0.1, 1.0], [0.5, 1.0, 2.0], [0.5, 0.52, 0.54, 0.56, 0.58, 0.6])
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 2, 5)):
+        ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 3:
+            return ticks[:: -(-len(ticks) // 8)]
+    return choose_ticks(low, high)
 
 
 def downsample(curve: Curve) -> Curve:
@@ -55,13 +99,21 @@ def downsample(curve: Curve) -> Curve:
 class _Scale:
     """Maps numbers to positions on an axis, the lowest to its start."""
 
-    def __init__(self, numbers: Sequence[float], start: float, end: float) -> None:
-        finite = [number for number in numbers if math.isfinite(number)] or [0.0]
+    def __init__(
+        self,
+        numbers: Sequence[float],
+        start: float,
+        end: float,
+        transform: Callable[[float], float] = float,
+    ) -> None:
+        finite = [number for number in numbers if math.isfinite(number)] or [1.0]
         self.low, self.high, self.start, self.end = min(finite), max(finite), start, end
+        self._transform = transform
 
     def __call__(self, number: float) -> float:
-        span = self.high - self.low
-        share = (number - self.low) / span if 0 < span < math.inf else 0.5
+        low, high, number = map(self._transform, (self.low, self.high, number))
+        span = high - low
+        share = (number - low) / span if 0 < span < math.inf else 0.5
         return round(self.start + share * (self.end - self.start), 1)
 
 
@@ -77,23 +129,28 @@ def _format_tick(value: float) -> str:
     return f"{value:.6g}" if abs(value) < 1e5 else f"{value:.2g}"
 
 
-def _draw_curve(name: str, curve: Curve, hue: int, across: _Scale, up: _Scale) -> str:
+def _draw_curve(
+    name: str, curve: Curve, hue: int, across: _Scale, up: _Scale, *, points: bool
+) -> str:
     """Draw a line, broken at non-finite values; if there are few points, each shows its value."""
-    places = [
-        (across(epoch), up(value)) if math.isfinite(value) else None
-        for epoch, value in zip(curve.epochs, curve.values, strict=True)
-    ]
-    steps, pen = [], "M"
-    for place in places:
-        if place is not None:
-            steps.append(f"{pen}{place[0]} {place[1]}")
-        pen = "M" if place is None else "L"
-    drawn = [f'<path class="c{hue}" d="{" ".join(steps)}"/>']
-    if len(places) <= 40:
+    steps, pen, placed = [], "M", []
+    for epoch, value in zip(curve.epochs, curve.values, strict=True):
+        if not math.isfinite(value):
+            pen = "M"
+            continue
+        x, y = across(epoch), up(value)
+        steps.append(f"{pen}{x} {y}")
+        placed.append((f"{epoch:g}", x, y, format_number(value)))
+        pen = "L"
+    data = ""
+    if points:
+        listed = ";".join(" ".join(map(str, point)) for point in placed)
+        data = f' data-name="{html.escape(name)}" data-points="{listed}"'
+    drawn = [f'<path class="c{hue}" d="{" ".join(steps)}"{data}/>']
+    if len(curve.values) <= 40:
         drawn += [
-            f'<circle class="c{hue}" cx="{place[0]}" cy="{place[1]}" r="2.2"><title>'
-            f"{html.escape(name)}, epoch {epoch:g}: {format_number(value)}</title></circle>"
-            for place, epoch, value in zip(places, curve.epochs, curve.values, strict=True)
-            if place is not None
+            f'<circle class="c{hue}" cx="{x}" cy="{y}" r="2.2"><title>'
+            f"{html.escape(name)}, epoch {epoch}: {shown}</title></circle>"
+            for epoch, x, y, shown in placed
         ]
     return "".join(drawn)

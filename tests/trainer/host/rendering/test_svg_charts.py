@@ -11,19 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.host.rendering.panels import Curve
-from trainer.host.rendering.svg_charts import HEIGHT, POINTS, WIDTH, downsample, render_chart
+from trainer.host.rendering.svg_charts import (
+    HEIGHT,
+    POINTS,
+    WIDTH,
+    downsample,
+    render_chart,
+    suits_logarithm,
+)
 
 NUMBERS = st.floats() | st.floats(-1, 1) | st.just(1e308) | st.just(-1e308)
 
 
-def drawn(*values, name="train"):
+def drawn(*values, name="train", **axis):
     curve = Curve(list(range(1, len(values) + 1)), list(values))
-    return ElementTree.fromstring(render_chart({name: curve}, {name: 0}, name))
+    return ElementTree.fromstring(render_chart({name: curve}, {name: 0}, name, **axis))
 
 
-@given(st.lists(NUMBERS, max_size=60))
-def test_a_chart_of_any_numbers_stays_within_its_bounds(values):
-    picture = drawn(*values)
+@given(st.lists(NUMBERS, max_size=60), st.booleans())
+def test_a_chart_of_any_numbers_stays_within_its_bounds(values, logarithmic):
+    curve = Curve(list(range(len(values))), values)
+    picture = drawn(*values, logarithmic=logarithmic and suits_logarithm({"train": curve}))
     places = [picture.find("path").get("d")]
     places += [f"{c.get('cx')} {c.get('cy')}" for c in picture.iter("circle")]
     for x, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", " ".join(places)):
@@ -37,6 +45,11 @@ def test_higher_values_are_drawn_higher_and_later_ones_further_right():
     assert heights[1] < heights[2] < heights[0]
     assert float(first.get("cx")) < float(second.get("cx")) < float(third.get("cx"))
     assert second.find("title").text == "train, epoch 2: 3.000"
+
+
+def test_equal_ratios_are_equal_steps_of_a_logarithmic_axis():
+    heights = [float(c.get("cy")) for c in drawn(1.0, 10.0, 100.0, logarithmic=True).iter("circle")]
+    assert heights[0] - heights[1] == heights[1] - heights[2] == 87
 
 
 def test_a_line_is_broken_at_non_finite_values():
