@@ -22,11 +22,15 @@ from trainer.placement.virtual_meshes import place_shapes
 
 jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for states on a mesh
 
-if jax.__version_info__ < (0, 12):  # a later one exits on an unknown flag
-    # XLA then compiles in three fifths of the time, most of what tests take. Child processes
-    # inherit it; the tests on Python 3.12 and 3.13, where jax is newer, do without.
-    FLAGS = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false"
-    os.environ["XLA_FLAGS"] = " ".join(FLAGS).strip()
+FORMER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+"""Lets XLA compile in three fifths of the time, which is most of what tests take; a later one does
+not know it. Child processes inherit it."""
+
+EMITTERS_OF_USERS = os.environ.get("EMITTERS_OF_USERS") == "1" or jax.__version_info__ >= (0, 12)
+"""Whether programs are compiled as users compile them; tests marked `emitters` need it."""
+
+if not EMITTERS_OF_USERS and FORMER_EMITTERS not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FORMER_EMITTERS}".strip()
 
 settings.register_profile("entracte", deadline=None, max_examples=30)
 settings.load_profile("entracte")
@@ -169,6 +173,15 @@ def pytest_configure(config):
     }
     for name, value in settings.items():
         jax.config.update(name, value)
+
+
+def pytest_collection_modifyitems(items):
+    """Leave tests of the emitters that users have to a process of their own."""
+    if not EMITTERS_OF_USERS:
+        skip = pytest.mark.skip(reason="tests/test_emitters.py runs it")
+        for item in items:
+            if item.get_closest_marker("emitters"):
+                item.add_marker(skip)
 
 
 def pytest_collection_finish():

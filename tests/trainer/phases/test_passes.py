@@ -79,6 +79,7 @@ def test_ppo_passes_are_single_epochs_and_counts_add_up(agent):
             assert epoch[name] == pytest.approx(mean, rel=1e-5)
 
 
+@pytest.mark.emitters
 @pytest.mark.usefixtures("compiled_quickly")
 def test_a_population_of_agents(agent):
     members = 2

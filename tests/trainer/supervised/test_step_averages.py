@@ -35,6 +35,7 @@ def worked(rows):
     return np.tensordot(weights / weights.sum(), np.asarray(rows, np.float64), 1)
 
 
+@pytest.mark.emitters
 def test_the_average_is_over_steps_and_training_does_not_use_it(
     averaged, task, start, train, digits
 ):
