@@ -22,6 +22,7 @@ from hooks.control.unfreezing import unfreeze_at
 from hooks.evaluation.collecting import collect_scores
 from hooks.evaluation.evaluating import evaluate
 from hooks.evaluation.requesting import request_evaluation
+from hooks.evaluation.showing_mistakes import show_mistakes
 from hooks.failing import background, guard
 from hooks.members.each_member import each
 from hooks.metric_logging import log_metrics
@@ -99,6 +100,7 @@ __all__ = [
     "roll_back_on_spike",
     "save_checkpoints",
     "set_hyperparams",
+    "show_mistakes",
     "show_samples",
     "stateful",
     "stop_at_return",
