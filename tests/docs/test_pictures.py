@@ -1,5 +1,6 @@
 """Pictures of the documents: described, used, small, and complete in themselves."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -35,3 +36,12 @@ def test_svg_pictures_load_nothing():
     for file in PICTURES.glob("*.svg"):
         text = file.read_text().replace('"http://www.w3.org/2000/svg"', "")
         assert not re.search(r"https?:|@import|<script|<image|href=", text), file
+
+
+def test_the_screens_of_a_live_display_are_told_apart(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / ".ci" / "pictures")
+    list_screens = importlib.import_module("terminal_picture").list_screens
+    redrawn = "saved\r\nepoch 1\r\nloss 2\r\x1b[2K\x1b[1A\x1b[2Kepoch 2\r\nloss 1\r\n\x1b[?25h"
+    first, last = list_screens(redrawn)
+    assert first == ["saved", "epoch 1", "loss 2"]
+    assert last == ["saved", "epoch 2", "loss 1", ""]
