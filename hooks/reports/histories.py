@@ -53,6 +53,24 @@ def read_texts(path: str | os.PathLike[str]) -> dict[str, dict[int, str]]:
     return texts
 
 
+def read_pictures(path: str | os.PathLike[str]) -> list[tuple[str, int, str, str]]:
+    """Read the last pictures of each kind: name, epoch, text of the same name, PNG in base64.
+
+    The kind is the first two parts of a name: `mistakes/val`. The text of `mistakes/val/0/image` is
+    that at `mistakes/val/0` of the same record, or "".
+    """
+    found: dict[str, list[tuple[str, int, str, str]]] = {}
+    for epoch, record in _iterate_records(path):
+        kinds: dict[str, list[tuple[str, int, str, str]]] = {}
+        for name, value in record.items():
+            if isinstance(value, dict) and isinstance(value.get("png"), str):
+                text = record.get(name.removesuffix("/image"), "")
+                picture = name, epoch, text if isinstance(text, str) else "", value["png"]
+                kinds.setdefault("/".join(name.split("/")[:2]), []).append(picture)
+        found |= kinds
+    return [picture for pictures in found.values() for picture in pictures]
+
+
 def _iterate_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the records of a `JsonLines` file, and the epoch of each, or its step without one."""
     file = open_regular(to_absolute_path(path, "read_curves"), follow=True)

@@ -58,6 +58,11 @@ td:first-child { min-width: 9em; }
 .shares { display: flex; height: 14px; margin: 2px 0 8px; border-radius: 4px; overflow: hidden; }
 .shares span, i.other { background: var(--dim); }
 .shares span { flex: var(--share) 1 0; min-width: 1px; }
+.pictures { display: grid; gap: 12px;
+  grid-template-columns: repeat(auto-fill, minmax(min(45%, 170px), 1fr)); }
+figure { margin: 0; font-size: 12px; color: var(--dim); overflow-wrap: anywhere; }
+figure img { display: block; width: 100%; max-width: 144px; margin: 0 auto 8px; }
+img.small { image-rendering: pixelated; }
 .confusion { width: auto; }
 .confusion th, .confusion td, .confusion td:first-child { padding: 3px 7px; min-width: 2.4em;
   text-align: right; border-bottom: 0; white-space: nowrap; }

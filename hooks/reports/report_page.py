@@ -12,14 +12,18 @@ from typing import NamedTuple
 from hooks.reports.confusion_tables import collect_confusion, render_confusion
 from hooks.reports.page_script import DIGEST, SCRIPT
 from hooks.reports.page_style import STYLE
+from hooks.reports.picture_cards import render_pictures
 from trainer.host.amounts import format_duration
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.rendering.panels import Curve, assign_colors, group_panels, hook_times
 from trainer.host.rendering.sparklines import format_number, rank_metric
 from trainer.host.rendering.svg_charts import HUES, render_chart, suits_logarithm
 
-POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{DIGEST}'"
-"""What the page may load: nothing. It runs its own script alone, whatever texts it shows."""
+POLICY = (
+    f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{DIGEST}'"
+)
+"""What the page may load: nothing. Its pictures are in it, and it runs its own script alone,
+whatever texts it shows."""
 
 SHARES = 6
 """Hooks with a color of their own in the bar of times, at most."""
@@ -46,6 +50,8 @@ class Report:
     environment: Mapping[str, str]
     tables: Mapping[str, ReportTable] = dataclasses.field(default_factory=dict)
     """Further tables, by title; empty ones are left out."""
+    pictures: Sequence[tuple[str, int, str, str]] = ()
+    """Name, epoch, text, PNG in base64."""
 
 
 def write_page(path: Path, report: Report) -> None:
@@ -82,6 +88,7 @@ def render_page(report: Report) -> str:
 {_section("Curves", _charts(report.curves))}
 {_section("Scores", _scores(report.curves))}
 {_confusion(report.curves)}
+{_section("Pictures", render_pictures(report.pictures))}
 <div class="side">
 {_section("Configuration", _pairs(report.config))}
 {_section("Environment", _pairs(report.environment))}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooks.combining import Chain
-from hooks.reports.histories import call_on_finish, read_texts
+from hooks.reports.histories import call_on_finish, read_pictures, read_texts
 from hooks.reports.report_page import Report, write_page
 from hooks.reports.text_tables import tabulate_texts
 from trainer import TrainState
@@ -36,8 +36,9 @@ def write_report(
     One self-contained HTML file, which loads nothing: how far the run came, its curves with values
     under the pointer and a switch to logarithmic axes, the best scores and their epochs, the last
     confusion matrix (of metrics such as `val/confusion/2/7`), the configuration, the hooks' times
-    and their share, the versions and devices, and texts of some epochs, such as samples. Without
-    scripts it lacks the values under the pointer alone. A resumed run has a complete page.
+    and their share, the versions and devices, the last pictures, such as those of `show_mistakes`,
+    and texts of some epochs, such as samples. Without scripts it lacks the values under the pointer
+    alone. A resumed run has a complete page.
 
     Args:
         path: of the page, `runs/digits/report.html`; it is replaced.
@@ -85,6 +86,7 @@ def write_report(
             config=format_settings(config),
             environment=describe_environment(),
             tables={"Texts": tabulate_texts(read_texts(records))},
+            pictures=read_pictures(records),
         )
         write_page(path, report)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.util
 import json
 import logging
 import math
@@ -11,8 +13,11 @@ from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 
+import numpy as np
+
 from hooks.writers.appending import AppendFile
-from hooks.writers.values import Progress, Text, Value
+from hooks.writers.images import encode_png
+from hooks.writers.values import Image, Progress, Text, Value
 from hooks.writers.writer import log_missing_history
 from trainer.checks.paths import to_absolute_path
 from trainer.host.atomic_files import atomic_replace, sync_folder
@@ -28,13 +33,19 @@ WRITTEN_WITHIN = 600.0
 """Seconds to wait for a disk that does not respond."""
 
 
+LONGEST = 128
+"""Pixels of the longer side of a picture that is kept, at most; of a longer one every n-th."""
+
+
 class JsonLines:
     """Writes one JSON object per line: `{"step": 28, "epoch": 1, "train/loss": 0.31, ...}`.
 
-    It keeps numbers and texts; NaN and the infinities become null. A thread writes the lines, each
-    whole, some hundredths of a second later. A resumed run drops the lines beyond its step or
-    epoch, and a line torn by a crash; a fresh start drops all lines. If the file is deleted during
-    a run, it is written again before the next checkpoint; if it is replaced, the run stops there.
+    It keeps numbers, texts and pictures; NaN and the infinities become null. A picture becomes
+    `{"png": ...}`, in base64, of at most 128 pixels a side, if Pillow is installed. A thread writes
+    the lines, each whole, some hundredths of a second later. A resumed run drops the lines beyond
+    its step or epoch, and a line torn by a crash; a fresh start drops all lines. If the file is
+    deleted during a run, it is written again before the next checkpoint; if it is replaced, the run
+    stops there.
 
     Args:
         path: of the file; the file and its folder are created.
@@ -56,7 +67,7 @@ class JsonLines:
         self.path = to_absolute_path(path, "JsonLines").resolve()
         self._file: AppendFile | None = None
         self._resumed: tuple[int, int] | None = None
-        self._waiting: deque[tuple[int, Mapping[str, Value]]] = deque()
+        self._waiting: deque[tuple[int, Mapping[str, Value | dict[str, str]]]] = deque()
         self._worker = BackgroundWorker(
             "JsonLines", self._write_waiting, max_queued=256, time_limit=WRITTEN_WITHIN
         )
@@ -100,7 +111,8 @@ class JsonLines:
         if self._resumed and step > self._resumed[0]:
             self._resumed = None
         self._worker.check()
-        self._waiting.append((step, dict(values)))
+        kept = {name: _encode_picture(value) for name, value in values.items()}
+        self._waiting.append((step, kept))
         self._worker.put(None)
 
     def _write_waiting(self, _: None) -> None:
@@ -119,13 +131,15 @@ class JsonLines:
     def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
         """Append a line and remove it again."""
         self.wait()
-        file, end = self._append(step, values)
+        file, end = self._append(step, {n: _encode_picture(value) for n, value in values.items()})
         file.truncate(end)
         self.close()
 
-    def _append(self, step: int, values: Mapping[str, Value]) -> tuple[AppendFile, int]:
+    def _append(
+        self, step: int, values: Mapping[str, Value | dict[str, str]]
+    ) -> tuple[AppendFile, int]:
         """Append a line, and return the file and where the line begins."""
-        record: dict[str, float | str | None] = {"step": step}
+        record: dict[str, float | str | dict[str, str] | None] = {"step": step}
         for name, value in values.items():
             if isinstance(value, Real):
                 record[name] = float(value) if math.isfinite(value) else None
@@ -133,6 +147,8 @@ class JsonLines:
                 record[name] = value.done
             elif isinstance(value, Text):
                 record[name] = value.text
+            elif isinstance(value, dict):
+                record[name] = value
         if self._file is None:
             self._file = AppendFile(self.path, "JsonLines")
         return self._file, self._file.append(json.dumps(record).encode() + b"\n")
@@ -154,7 +170,7 @@ class JsonLines:
                 epochs.setdefault(record["epoch"], {}).update(
                     (name, math.nan if value is None else value)
                     for name, value in record.items()
-                    if name != "step" and not isinstance(value, str)
+                    if name != "step" and not isinstance(value, str | dict)
                 )
         return list(epochs.values())
 
@@ -176,6 +192,15 @@ class JsonLines:
                 file, self._file, self._resumed = self._file, None, None
                 if file is not None:
                     file.close()
+
+
+def _encode_picture(value: Value) -> Value | dict[str, str]:
+    """Encode a picture at once, since its pixels may change later; other values stay."""
+    if not isinstance(value, Image) or importlib.util.find_spec("PIL") is None:
+        return value
+    stride = -(-max(value.pixels.shape[:2]) // LONGEST)
+    small = Image(np.asarray(value.pixels[::stride, ::stride]))
+    return {"png": base64.b64encode(encode_png(small)).decode()}
 
 
 def _read_place(path: Path, number: int, line: str) -> tuple[float, float]:

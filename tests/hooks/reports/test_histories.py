@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 import trainer
-from hooks.reports.histories import call_on_finish, read_curves
+from hooks.reports.histories import call_on_finish, read_curves, read_pictures, read_texts
 from hooks.writers.json_lines import JsonLines
-from hooks.writers.values import Progress, Text
+from hooks.writers.values import Image, Progress, Text
 
 
 @pytest.fixture
@@ -33,6 +34,23 @@ def test_numbers_become_curves_and_null_is_nan(records):
     assert (curves["length"].epochs, curves["length"].values) == ([2], [4.0])
     course = curves["train/loss"].summary
     assert (course.last, course.lowest, course.highest) == (1.0, (1.0, 3), (2.0, 1))
+
+
+def test_the_last_pictures_of_each_kind_come_with_their_texts(tmp_path):
+    lines, picture = JsonLines(tmp_path / "lines.jsonl"), Image(np.zeros((2, 2, 1)))
+    worst = {f"mistakes/val/{n}": Text(f"number {n}") for n in range(2)}
+    pictures = {f"mistakes/val/{n}/image": picture for n in range(2)}
+    lines.write(1, {"epoch": Progress(1), "sample/digit": picture} | worst | pictures)
+    lines.write(2, {"epoch": Progress(2)} | {name: worst[name] for name in ("mistakes/val/0",)})
+    lines.write(3, {"epoch": Progress(3), "mistakes/val/0/image": picture} | worst)
+    lines.close()
+    found = read_pictures(lines.path)
+    assert [one[:3] for one in found] == [
+        ("sample/digit", 1, ""),
+        ("mistakes/val/0/image", 3, "number 0"),
+    ]
+    assert read_curves(lines.path) == {}
+    assert list(read_texts(lines.path)) == ["mistakes/val/0", "mistakes/val/1"]
 
 
 def test_a_torn_last_line_is_left_out_and_a_later_record_counts(records):

@@ -9,6 +9,7 @@ import threading
 from html.parser import HTMLParser
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import hooks
@@ -150,6 +151,22 @@ def test_the_last_confusion_matrix_is_a_table_and_no_curve():
     assert found.cells[1].startswith("Confusion matrix of val, epoch 2")
     assert found.cells[2:8] == ["3", "1", "75.0%1", "", "4", "100.0%"]  # the 1 heads its row
     assert "svg" not in found.tags
+
+
+def test_pictures_are_in_the_page_with_their_texts(state, phase, tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    shown = {"0/image": hooks.Image(np.zeros((8, 8, 1))), "0": hooks.Text(HOSTILE[:-1])}
+    record = hooks.record("mistakes/val", lambda state, metrics: shown, lines)
+    report = hooks.write_report(tmp_path / "report.html", records=lines.path)
+    trainer.fit(state, phase, epochs=1, hooks=[record, report])
+    text = (tmp_path / "report.html").read_text()
+    found = Reader(text)
+    assert found.tags.count("img") == 1
+    attributes = dict(found.attributes)
+    assert attributes["src"].startswith("data:image/png;base64,iVBORw0KGgo")
+    assert attributes["alt"] == "mistakes/val/0/image"
+    assert "img-src data:;" in text
+    assert found.tags.count("script") == 1
 
 
 def test_the_bar_of_times_has_phases_hooks_and_the_rest():

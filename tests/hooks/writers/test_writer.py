@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import logging
 import math
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,7 +75,7 @@ def test_a_line_has_step_epoch_numbers_and_texts_and_skips_the_rest(path):
             "sample": Text("Once"),
             "steps/train/loss": Trace(np.ones(28)),
             "weights": Histogram(np.ones(3)),
-            "digit": Image(np.zeros((8, 8, 1))),
+            "film": Video(np.zeros((1, 8, 8, 1)), fps=1),
         },
     )
     lines.close()
@@ -84,6 +87,18 @@ def test_a_line_has_step_epoch_numbers_and_texts_and_skips_the_rest(path):
         ("share", 0.25),
         ("sample", "Once"),
     ]
+
+
+def test_pictures_are_kept_as_they_are_when_written_and_small(path):
+    lines, pixels = JsonLines(path), np.zeros((300, 200, 1), np.uint8)
+    pixels[3, 3] = 255
+    lines.write(1, {"epoch": Progress(1, 2), "loss": 1.0, "photo": Image(pixels)})
+    pixels[:] = 7  # while the line may wait
+    assert lines.history() == [{"epoch": 1, "loss": 1.0}]
+    lines.close()
+    png = base64.b64decode(read(path)[0]["photo"]["png"])
+    shown = np.asarray(PIL.Image.open(io.BytesIO(png)))
+    np.testing.assert_array_equal(shown, np.eye(1, 6700, 68, dtype=np.uint8).reshape(100, 67) * 255)
 
 
 def test_non_finite_numbers_become_null(path):
