@@ -6,6 +6,7 @@ import _documents
 import chex
 import cost_growth
 import fine_tuning_memory
+import guarantees
 import peers
 import pytest
 from _documents import get_markers, insert
@@ -14,6 +15,7 @@ PAGES = [
     ("peers", peers.PAGE),
     ("cost_growth", cost_growth.PAGE),
     ("fine_tuning_memory", fine_tuning_memory.PAGE),
+    ("guarantees", guarantees.PAGE),
 ]
 
 
