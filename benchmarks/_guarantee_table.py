@@ -98,7 +98,7 @@ def render(record):
 
     Args:
         record: what `guarantees.json` holds: `cells` by trainer and row, `means` by trainer,
-            `left_out`, and what `_measuring.environment` gives.
+            `tried`, `left_out`, and what `_measuring.environment` gives.
     """
     trainers = list(record["cells"])
     lines = ["| | " + " | ".join(trainers) + " |", "|---" * (len(trainers) + 1) + "|"]
@@ -107,6 +107,13 @@ def render(record):
         if any(cells):
             lines.append(f"| {' | '.join([title, *cells])} |")
     lines += [f"\n{trainer}: {record['means'][trainer]}." for trainer in trainers]
+    kills, stopping = (
+        " and ".join(str(step) for step in record["tried"][name]) for name in ("kills", "stopping")
+    )
+    lines.append(
+        f"\nKilled after steps {kills}; with early stopping after steps {stopping}."
+        f" Bits flipped: {record['tried']['flips']}, each in a checkpoint of its own."
+    )
     lines += [f"\nLeft out: {name}: {why}." for name, why in record["left_out"].items()]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     machine = f"{record['processor']}, {record['cores']} cores"

@@ -185,18 +185,24 @@ def truncate(checkpoint):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def list_trials(*, quick):
+    """Return after which steps processes are killed, and how many bits are flipped."""
+    if quick:
+        return {"kills": KILLS[:1], "stopping": STOPPING_KILLS[:1], "flips": 1}
+    return {"kills": KILLS, "stopping": STOPPING_KILLS, "flips": FLIPS}
+
+
 def try_all(process, folder, entrant, *, quick):
     """Return the cells of a trainer, and its seconds of an epoch with no and five callbacks."""
+    tried = list_trials(quick=quick)
     done = process.do("train", folder / "misspelt", epochs=2, watched=MISSPELT)
     order = process.must("show_order", folder / "order")
     test = process.must("test_callback", folder / "test")
-    flips = [flip_bit(seed) for seed in range(1 if quick else FLIPS)]
+    flips = [flip_bit(seed) for seed in range(tried["flips"])]
     outcomes = try_damage(process, folder / "damage", [*flips, truncate])
     cells = {
-        "resume": try_best_resume(process, folder, entrant, KILLS[:1] if quick else KILLS),
-        "memory": try_memory(
-            process, folder / "memory", STOPPING_KILLS[:1] if quick else STOPPING_KILLS
-        ),
+        "resume": try_best_resume(process, folder, entrant, tried["kills"]),
+        "memory": try_memory(process, folder / "memory", tried["stopping"]),
         "flipped": _guarantee_table.describe_damage(outcomes[:-1]),
         "truncated": outcomes[-1],
         "misspelt": _guarantee_table.describe_misspelt(
@@ -231,6 +237,7 @@ def add_rates(record, raced):
 def main():
     options = _measuring.arguments(__doc__).parse_args()
     record = {"cells": {}, "means": {}, "measured": {}, "ratios": {}, "left_out": {}, "bars": []}
+    record["tried"] = list_trials(quick=options.quick)
     seconds = {}
     for trainer, entrant in ENTRANTS.items():
         missing = [name for name in entrant.packages if not importlib.util.find_spec(name)]

@@ -126,6 +126,7 @@ def test_the_table_has_a_column_for_each_trainer_and_names_means_and_who_is_left
     record = {
         "cells": cells,
         "means": {"Entracte": "`save_checkpoints`", "Keras on JAX": "`BackupAndRestore`"},
+        "tried": {"kills": (15, 40), "stopping": (51,), "flips": 3},
         "left_out": {"Lightning": "torch is not installed"},
         **_measuring.environment(),
     }
@@ -135,3 +136,4 @@ def test_the_table_has_a_column_for_each_trainer_and_names_means_and_who_is_left
     assert lines[3] == f"| {_guarantee_table.ROWS['rate']} | 1 |  |"
     assert "Left out: Lightning: torch is not installed." in lines
     assert "Keras on JAX: `BackupAndRestore`." in lines
+    assert any(line.startswith("Killed after steps 15 and 40; with") for line in lines)
