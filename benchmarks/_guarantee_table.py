@@ -111,7 +111,7 @@ def render(record):
         " and ".join(str(step) for step in record["tried"][name]) for name in ("kills", "stopping")
     )
     lines.append(
-        f"\nKilled after steps {kills}; with early stopping after steps {stopping}."
+        f"\nSteps after which runs were killed: {kills}; with early stopping: {stopping}."
         f" Bits flipped: {record['tried']['flips']}, each in a checkpoint of its own."
     )
     lines += [f"\nLeft out: {name}: {why}." for name, why in record["left_out"].items()]

@@ -16,7 +16,7 @@ at which a process begins and by its final bits.
 Also: the time of an epoch with five callbacks that do nothing less the time without, and steps per
 second: those of `peers.py` at usual settings, or, where it has none, from the same epochs.
 
-A full run writes its table into docs/performance.md.
+A full run writes its table into docs/explanation/performance.md.
 """
 
 import importlib.metadata
@@ -35,7 +35,7 @@ from _starting import ContestantError
 from _trials import TrainerProcess, load_params
 from guarantee_trials.trial import BATCHES
 
-PAGE = _documents.ROOT / "docs" / "performance.md"
+PAGE = _documents.ROOT / "docs" / "explanation" / "performance.md"
 LIBRARY = "Entracte"
 KILLS = 15, 40, 71
 """Steps after which runs of four epochs are killed."""

@@ -138,4 +138,4 @@ def test_the_table_has_a_column_for_each_trainer_and_names_means_and_who_is_left
     assert lines[3] == f"| {_guarantee_table.ROWS['rate']} | 1 |  |"
     assert "Left out: Lightning: torch is not installed." in lines
     assert "Keras on JAX: `BackupAndRestore`." in lines
-    assert any(line.startswith("Killed after steps 15 and 40; with") for line in lines)
+    assert any(line.startswith("Steps after which runs were killed: 15 and 40;") for line in lines)
