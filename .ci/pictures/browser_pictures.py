@@ -29,7 +29,7 @@ def draw_report(runs: Path, to: Path) -> None:
     address = (runs / "runs" / "digits" / "report.html").as_uri()
     with open_page() as page:
         for scheme in SCHEMES:
-            page.show(address, 1200, 1050, scheme, seconds=2)
+            page.show(address, 1200, 1080, scheme, seconds=2)
             page.save(to / f"report-{scheme}.png")
 
 
