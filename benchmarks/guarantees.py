@@ -43,6 +43,8 @@ STOPPING_KILLS = 51, 77
 """The same for runs with early stopping, which ends them after five epochs or six."""
 DAMAGED_AT = 60
 FLIPS = 4
+PAUSE = 2.0
+"""Seconds before a kill, where the newest checkpoint has to be complete."""
 MISSPELT = "los"
 
 
@@ -127,7 +129,7 @@ def try_memory(process, folder, kills):
     stopped = []
     for step in kills:
         run = folder / f"killed {step}"
-        process.kill(run, fatal=step, **settings)
+        process.kill(run, fatal=step, pause=PAUSE, **settings)
         found = process.must("train", run, **settings)
         stopped.append((found["began"] + found["steps"]) / BATCHES)
     return _guarantee_table.describe_memory(wanted, stopped)
@@ -136,7 +138,7 @@ def try_memory(process, folder, kills):
 def try_damage(process, folder, damages):
     """Damage the newest checkpoint of a killed run in each way, and resume; return outcomes."""
     settings = {"epochs": 4, "every": "half"}
-    process.kill(folder, fatal=DAMAGED_AT, pause=2.0, **settings)
+    process.kill(folder, fatal=DAMAGED_AT, pause=PAUSE, **settings)
     newest = Path(process.must("find_newest", folder)["path"])
     kept = shutil.copytree(folder / "saved", folder / "kept")
     control = process.must("train", folder, **settings)
