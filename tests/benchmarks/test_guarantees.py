@@ -106,6 +106,7 @@ def test_early_stopping_has_one_right_answer():
 def test_kills_lie_within_epochs():
     for step in (*guarantees.KILLS, *guarantees.STOPPING_KILLS, guarantees.DAMAGED_AT):
         assert step % trial.BATCHES
+    assert min(guarantees.KILLS) > trial.BATCHES  # or there is nothing to resume from
     for step in (*guarantees.KILLS, guarantees.DAMAGED_AT):  # with saves after each half
         assert step % trial.HALF_EPOCH
 
