@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from trainer.checks.arguments import require_integer
 from trainer.checks.pytrees import list_differences
+from trainer.data.adapters.indexed_source import IndexedSource
 from trainer.data.arrays import Arrays
 from trainer.data.batches import Batch, map_arrays
 from trainer.data.conversations.conversation_source import Conversations
@@ -33,7 +34,7 @@ from trainer.placement.constraints import list_local_rows
 from trainer.placement.meshes import get_mesh
 from trainer.state import PyTree, TrainState, name_number, stream_seed
 
-Ingredient = Arrays | MemoryMap | Tokens | Conversations
+Ingredient = Arrays | MemoryMap | Tokens | Conversations | IndexedSource
 
 SUPERBATCH = 16
 """Steps per transfer."""

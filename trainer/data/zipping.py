@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from trainer.checks.arguments import require_integer
+from trainer.data.adapters.indexed_source import IndexedSource
 from trainer.data.arrays import Arrays
 from trainer.data.batches import Batch, map_arrays
 from trainer.data.conversations.conversation_source import Conversations
@@ -20,7 +21,7 @@ from trainer.data.streams import Stream
 from trainer.data.tokens import Tokens
 from trainer.state import PyTree, TrainState, name_number
 
-Part = Arrays | MemoryMap | Tokens | Conversations | Stream
+Part = Arrays | MemoryMap | Tokens | Conversations | IndexedSource | Stream
 
 SUPERBATCH = 16
 """Steps per transfer, where one of the sources is on the host."""
