@@ -158,7 +158,16 @@ class _ShardBatches:
     def _shuffled(self) -> Iterator[TarExample]:
         """Yield the examples from the place on, and move it."""
         placed = self._in_order(*self._window)
-        while window := list(itertools.islice(placed, max(self._shuffle, 1))):
+        while True:
+            window = list(itertools.islice(placed, max(self._shuffle, 1)))
+            if len(window) < self._taken:
+                raise ValueError(
+                    f"{WHO} must find the {self._taken} examples that were read from byte "
+                    f"{self._window[1]} of {self._files[self._window[0]]} on; got {len(window)}: "
+                    "resume with the original files"
+                )
+            if not window:
+                return
             self._window = window[0][0]
             order = np.random.default_rng((*self._seeds, *self._window)).permutation(len(window))
             for index in order[self._taken :]:

@@ -106,8 +106,15 @@ def test_what_cannot_be_read_is_named(tmp_path, shards):
     with pytest.raises(ValueError, match=r"got \['txt'\]: pass decode=") as raised:
         data.tar_shards(str(tmp_path / "text.tar"), batch_size=1).example  # noqa: B018
     assert "text.tar:7" in raised.value.__notes__[0]
-    with pytest.raises(ValueError, match="uncompressed tar file, with an example at byte 700"):
-        list(read_examples(tmp_path / "text.tar", 700))
+    (tmp_path / "no.tar").write_bytes(b"text" * 200)
+    with pytest.raises(ValueError, match=r"no\.tar must be an uncompressed tar file"):
+        list(read_examples(tmp_path / "no.tar", 0))
+    batches = data.tar_shards(shards, batch_size=1).batches(0, 0)
+    batches.set_state({"shard": 2, "offset": 10**6, "taken": 1})
+    with pytest.raises(
+        ValueError, match="the 1 examples that were read from byte 1000000 of .*got 0"
+    ):
+        next(batches)
     with tarfile.open(tmp_path / "sizes.tar", "w") as tar:
         add(tar, "1.npy", encode(np.zeros(2)))
         add(tar, "2.npy", encode(np.zeros(3)))
