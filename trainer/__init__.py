@@ -2,7 +2,7 @@
 
 import logging
 
-from trainer import configuration, data, losses, runs
+from trainer import configuration, data, losses, measures, runs
 from trainer.checkpoints import Checkpoints, restore
 from trainer.configuration import TrainingConfig, load_config, parse_config
 from trainer.hook import Hook, Interrupt
@@ -72,6 +72,7 @@ __all__ = [
     "load_config",
     "load_params",
     "losses",
+    "measures",
     "member",
     "mesh",
     "optimizers",

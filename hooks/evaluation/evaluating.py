@@ -26,7 +26,7 @@ from trainer.host.computed_once import ComputedOnce
 from trainer.loop.dry_run import run_first_step
 from trainer.phases.buffers.state_buffers import has_same_arrays
 from trainer.phases.dispatch import Dispatch
-from trainer.phases.pending_metrics import PendingMetrics
+from trainer.phases.host_metrics.pending_metrics import PendingMetrics
 from trainer.runs import Run
 from trainer.state import PyTree, read_epoch
 

@@ -17,9 +17,9 @@ from trainer.phases.buffers.state_buffers import copy_state
 from trainer.phases.compilation import lower_ahead
 from trainer.phases.compiled_phase import CompiledPhase, compute_signature
 from trainer.phases.executors import ExecutorChoice, ScannedStep
+from trainer.phases.host_metrics.pending_metrics import PendingMetrics
 from trainer.phases.metrics import Metrics
 from trainer.phases.packed import PackedLayout, get_shapes, pack
-from trainer.phases.pending_metrics import PendingMetrics
 from trainer.phases.phase import Phase
 from trainer.state import PyTree, TrainState, attach_host_fields, strip_host_fields
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from trainer.host.exception_notes import annotate_errors
+from trainer.phases.host_metrics.pending_metrics import PendingMetrics
 from trainer.phases.metrics import Metrics
-from trainer.phases.pending_metrics import PendingMetrics
 from trainer.state import PyTree, check_step_limit
 
 

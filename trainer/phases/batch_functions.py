@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from trainer.checks.arguments import describe_value
 from trainer.data.source import Check
 from trainer.losses.loss import check_per_example
 from trainer.phases.buffers.state_buffers import check_structure
+from trainer.phases.host_metrics.collected import COLLECTED, SplitMetrics
 from trainer.phases.in_place_changes import MutationGuard
 from trainer.phases.reductions import Finalize, to_arrays
 from trainer.state import TrainState
@@ -65,6 +66,8 @@ class Measure:
     """`(state, batch of real examples)`: raises if the values of an example depend on others."""
     whole_batch: bool = False
     """Whether the values of an example depend on the other examples of its batch."""
+    split_metrics: Mapping[str, SplitMetrics] = dataclasses.field(default_factory=dict)
+    """Metrics of what the function collects at `COLLECTED`, see `trainer.measures`."""
 
     def __call__(self, state: TrainState, batch: Any) -> Mapping[str, Any]:
         """Call the function."""
@@ -79,6 +82,43 @@ def as_step(step: Step | StepFunction) -> Step:
 def as_measure(measure: Measure | MeasureFunction) -> Measure:
     """Return a measure as a record."""
     return measure if isinstance(measure, Measure) else Measure(measure)
+
+
+def join_measures(measures: Sequence[Measure]) -> Measure:
+    """Return one measure that reports what several do, in one pass over the data.
+
+    >>> parts = [Measure(lambda state, batch, n=n: {n: batch}) for n in ("one", "two")]
+    >>> join_measures(parts)(None, 3)
+    {'one': 3, 'two': 3}
+    """
+    if len(measures) == 1:
+        return measures[0]
+
+    def measure(state: TrainState, batch: Any) -> dict[str, Any]:
+        joined: dict[str, Any] = {}
+        for number, part in enumerate(measures):
+            values = dict(part(state, batch))
+            for key, collected in values.pop(COLLECTED, {}).items():
+                joined.setdefault(COLLECTED, {})[f"{number} {key}"] = collected
+            if twice := values.keys() & joined.keys():
+                raise ValueError(f"two measures of one phase report {sorted(twice)[0]!r}")
+            joined |= values
+        return joined
+
+    def check(state: TrainState, batch: Any) -> None:
+        for part in measures:
+            if part.check is not None:
+                part.check(state, batch)
+
+    def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
+        found = (part.finalize(means) for part in measures if part.finalize is not None)
+        return {name: value for values in found for name, value in values.items()}
+
+    parts = [
+        (f"{n} {key}", one) for n, m in enumerate(measures) for key, one in m.split_metrics.items()
+    ]
+    whole = any(part.whole_batch for part in measures)
+    return Measure(measure, check, finalize, whole_batch=whole, split_metrics=dict(parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +161,12 @@ class CheckedMeasure:
             raise TypeError(
                 f"{who} must return {{name: values}}; got {describe_value(measured)}{remedy}"
             )
-        return state, {name: _sum_masked(name, values, mask) for name, values in measured.items()}
+        means = {name: value for name, value in measured.items() if name != COLLECTED}
+        result: dict[str, Any] = {n: _sum_masked(n, values, mask) for n, values in means.items()}
+        if COLLECTED in measured:
+            values = jax.tree.map(jnp.asarray, measured[COLLECTED])
+            result[COLLECTED] = {"values": values, "mask": mask}
+        return state, result
 
 
 def _sum_masked(name: str, values: Any, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -21,6 +21,7 @@ from trainer.phases.batch_functions import (
     StepFunction,
     as_measure,
     as_step,
+    join_measures,
 )
 from trainer.phases.compilation import compile_side_by_side, get_shared_cache
 from trainer.phases.executors import RepeatedStep, ScannedStep, require_executor
@@ -78,7 +79,12 @@ def training(
     )
 
 
-def evaluation(measure: Measure | MeasureFunction, source: Source, *, name: str = "val") -> Phase:
+def evaluation(
+    measure: Measure | MeasureFunction | Sequence[Measure | MeasureFunction],
+    source: Source,
+    *,
+    name: str = "val",
+) -> Phase:
     """Build a phase that measures a whole split exactly, ragged tail included, at any batch size.
 
     The last batch is padded with copies, which do not count. A loss or a measure whose values for
@@ -89,7 +95,8 @@ def evaluation(measure: Measure | MeasureFunction, source: Source, *, name: str 
 
     Args:
         measure: `(state, batch) -> {name: values}`, jittable, values `[batch]` or a pair (values,
-            weights) of `[batch]` each where examples weigh differently.
+            weights) of `[batch]` each where examples weigh differently; or one of
+            `trainer.measures`; or a list of several, with names of their own.
         source: of batches, read in order.
         name: prefix of the metrics.
 
@@ -98,29 +105,43 @@ def evaluation(measure: Measure | MeasureFunction, source: Source, *, name: str 
         ValueError: before the first use, the values of an example change with the other examples
             of its batch, and neither loss nor measure declares it.
     """
-    measure = as_measure(measure)
+    several = list(measure) if isinstance(measure, list | tuple) else [measure]
+    if not several:
+        raise ValueError("evaluation needs a measure, or several; got an empty list")
+    measures = [as_measure(one) for one in several]
     who, returns = "evaluation takes a measure, which", "-> {name: values}"
-    _require_function(who, "measure", measure, returns)
+    for one in measures:
+        _require_function(who, "measure", one, returns)
+    joined = join_measures(measures)
     require_source(source, "evaluation", "evaluation")
     feed, independence = source.evaluation(), None
-    if measure.whole_batch:
+    if joined.whole_batch:
         feed = unpad_feed(feed)
     elif _may_end_smaller(source):
-        independence = measure.check_independence or functools.partial(
-            require_independent_measure, measure.function
-        )
-    checked = CheckedMeasure(measure.function, name)
+        independence = functools.partial(_require_independent_measures, measures)
+    checked = CheckedMeasure(joined.function, name)
     scan = ScannedStep(checked, feed.rows, feed.batch, updates_state=False)
     return Phase(
         name,
         scan,
         source,
         repeated_step=RepeatedStep(scan, feed, "auto"),
-        check_data=measure.check,
+        check_data=joined.check,
         updates_state=False,
-        finalize=measure.finalize,
+        finalize=joined.finalize,
         check_independence=_check_once(independence, checked, source),
+        split_metrics=joined.split_metrics,
     )
+
+
+def _require_independent_measures(
+    measures: Sequence[Measure], state: TrainState, batch: Any
+) -> None:
+    for measure in measures:
+        if measure.check_independence is not None:
+            measure.check_independence(state, batch)
+        else:
+            require_independent_measure(measure.function, state, batch)
 
 
 def _may_end_smaller(source: Any) -> bool:

@@ -33,7 +33,8 @@ from trainer.phases.compiled_phase import (
 )
 from trainer.phases.dispatch import Dispatch, Dispatched
 from trainer.phases.executors import RepeatedStep, ScannedStep
-from trainer.phases.pending_metrics import PendingMetrics
+from trainer.phases.host_metrics.collected import SplitMetrics, list_collected_names
+from trainer.phases.host_metrics.pending_metrics import PendingMetrics
 from trainer.phases.reductions import Finalize, exclude_weights, finalize_values
 from trainer.placement.constraints import place_batches, shape_batches, trace_on_mesh
 from trainer.placement.meshes import get_mesh
@@ -83,13 +84,13 @@ class Phase:
     updates_state: bool = True
     """Whether `run` changes the state; an evaluation does not, and never copies it."""
     finalize: Finalize | None = None
-    """`(means) -> {name: value}` on the host: values derived from means. None removes the name from
-    this epoch's metrics."""
+    """`(means) -> {name: value}` on the host: values derived from means; None removes a metric."""
     members: int | None = None
     """Number of members in a phase of `population`; it reports `[members, ...]`."""
     check_independence: Callable[[TrainState], None] | None = None
-    """Raises if the values of an example depend on other examples of its batch; called when the
-    data are checked."""
+    """Raises if the values of an example depend on other examples of its batch."""
+    split_metrics: Mapping[str, SplitMetrics] = dataclasses.field(default_factory=dict)
+    """Metrics of an evaluation that are computed of values collected over the whole split."""
     passes: tuple[Phase, ...] = ()
     """The phases of one pass, in a phase of `repeated`, whose metrics are theirs."""
 
@@ -192,7 +193,8 @@ class Phase:
             names = (phase.expand_metric_names(shapes[phase.name]) for phase in self.passes)
             return tuple(itertools.chain.from_iterable(names))
         values = {f"{self.name}/{key}": 1.0 for key in exclude_weights(metrics)}
-        return tuple(finalize_values(self.finalize, values, self.name))
+        whole = list_collected_names(metrics, self.split_metrics, self.name)
+        return (*finalize_values(self.finalize, values, self.name), *whole)
 
     def get_compiled(self, state: TrainState, data: Any, *, donate: bool) -> CompiledPhase:
         """Return the compiled phase for this structure of state and data; compile it if needed."""

@@ -13,6 +13,7 @@ import numpy as np
 from trainer.checks.arguments import describe_value
 from trainer.checks.pytrees import format_path
 from trainer.checks.suggestions import suggest_and_list
+from trainer.phases.host_metrics.collected import COLLECTED
 from trainer.phases.metrics import Members, Traces
 from trainer.state import PyTree
 
@@ -34,12 +35,12 @@ WEIGHT = ".weight"
 
 
 def exclude_weights(names: Iterable[str]) -> list[str]:
-    """Return the names without those that are weights of others.
+    """Return the names without those that are weights of others, or of what is collected.
 
     >>> exclude_weights(["loss", "loss.weight", "body.weight"])
     ['loss', 'body.weight']
     """
-    known = dict.fromkeys(names)
+    known = dict.fromkeys(name for name in names if name != COLLECTED)
     return [n for n in known if not n.endswith(WEIGHT) or n.removesuffix(WEIGHT) not in known]
 
 
@@ -93,6 +94,7 @@ def check_metrics(shapes: PyTree, reduce: Mapping[str, str], phase: str) -> None
         ValueError: a metric is neither `()` nor `[steps]` nor a pair of such, a weight has another
             shape than its metric, or `reduce` names an unknown metric or reduction.
     """
+    shapes = {name: shape for name, shape in shapes.items() if name != COLLECTED}
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         if len(leaf.shape) > 1:
             raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 
 from trainer.host.time_spans import span
 from trainer.phases.compiled_phase import CompiledPhase, Packed, fetch_packed
+from trainer.phases.host_metrics.collected import COLLECTED, SplitMetrics, compute_split_metrics
 from trainer.phases.in_place_changes import read_only
 from trainer.phases.reductions import (
     Finalize,
@@ -36,6 +37,8 @@ class _Measuring(Protocol):
     def members(self) -> int | None: ...
     @property
     def passes(self) -> Sequence[_Measuring]: ...
+    @property
+    def split_metrics(self) -> Mapping[str, SplitMetrics]: ...
 
 
 class PendingMetrics(NamedTuple):
@@ -68,8 +71,12 @@ def _reduce_phase(
 ) -> Reduced:
     values, traces = reduce_pieces(pieces, phase.reduce, phase.name, live)
     if live is None or phase.finalize is None:
-        return finalize_values(phase.finalize, values, phase.name), traces
-    return finalize_members(phase.finalize, values, live, phase.name), traces
+        values = finalize_values(phase.finalize, values, phase.name)
+    else:
+        values = finalize_members(phase.finalize, values, live, phase.name)
+    if COLLECTED in pieces[0]:
+        values |= compute_split_metrics(pieces, phase.split_metrics, phase.name, live)
+    return values, traces
 
 
 def _reduce_passes(
