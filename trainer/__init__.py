@@ -2,7 +2,7 @@
 
 import logging
 
-from trainer import configuration, data, losses, measures, runs
+from trainer import configuration, data, losses, runs
 from trainer.checkpoints import Checkpoints, restore
 from trainer.configuration import TrainingConfig, load_config, parse_config
 from trainer.hook import Hook, Interrupt
@@ -26,7 +26,7 @@ from trainer.placement.meshes import mesh
 from trainer.placement.rules import fsdp
 from trainer.placement.spread import spread
 from trainer.state import TrainState, fingerprint
-from trainer.supervised import optimizers
+from trainer.supervised import measures, optimizers
 from trainer.supervised.exact_matching import exact_match
 from trainer.supervised.exporting import export
 from trainer.supervised.learning_rate_finder import find_learning_rate

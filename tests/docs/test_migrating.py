@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ import hooks
 import models
 import trainer
 from hooks.testing import check_hook
-from trainer import data, losses, rl
+from trainer import data, losses, measures, rl
 from trainer.loop.lockstep import Lockstep
 from trainer.phases.metrics import Metrics
 from trainer.rl.environments import Box, Discrete, Environment, TimeStep
@@ -911,3 +913,114 @@ def test_rewards(language):
     _, history = trainer.fit(learner.init(jax.random.key(0)), learner.program, epochs=1)
     assert 0 <= history[0]["sample/reward"] <= 1
     assert [phase.name for phase in learner.program] == ["sample", "update"]
+
+
+@row("`torch.utils.data.DataLoader`")
+def test_loaders_of_torch():
+    loader = SimpleNamespace(dataset=[], sampler=[], num_workers=0)
+    assert isinstance(data.from_torch(loader), data.Stream)
+
+
+class Table:
+    """Columns, with the methods of a `datasets.Dataset` that are read."""
+
+    column_names = ("image", "label")
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, indices):
+        return {"image": np.zeros((len(indices), 2)), "label": indices}
+
+    def with_format(self, kind, columns):
+        assert (kind, columns) == ("numpy", ["image", "label"])
+        return self
+
+
+@row("`datasets.Dataset`")
+def test_data_sets_of_the_hub():
+    dataset = Table()
+    source = data.from_datasets(dataset, {"inputs": "image", "labels": "label"}, batch_size=64)
+    assert source.example["labels"].tolist() == list(range(64))
+
+
+@row("`tf.data.Dataset`")
+def test_data_sets_of_tensorflow():
+    batches = [(np.ones((2, 3)), np.array([0, 1]))]
+    dataset = SimpleNamespace(as_numpy_iterator=lambda: iter(batches))
+    for source in (data.from_tf(dataset), data.from_tf(lambda seed, number: dataset)):
+        assert source.example["labels"].tolist() == [0, 1]
+
+
+@row("`grain.MapDataset`")
+def test_data_sets_of_grain():
+    grain = pytest.importorskip("grain")
+    dataset = grain.MapDataset.range(8).map(lambda n: {"inputs": np.float32(n)})
+    assert data.from_grain(dataset, batch_size=4).example["inputs"].shape == (4,)
+
+
+@row("`pandas.DataFrame`")
+def test_frames_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"x": [1, 2], "y": [3, 4], "kind": pandas.Categorical(["b", "a"])})
+    source = data.from_pandas(frame, {"inputs": ["x", "y"], "labels": "kind"}, batch_size=2)
+    assert source.example["labels"].tolist() == [1, 0]
+
+
+@row("`torchvision.datasets.ImageFolder`")
+def test_pictures_by_class(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        image.new("RGB", (3, 2)).save(tmp_path / name / "1.png")
+    directory = tmp_path
+    assert data.image_folder(directory, batch_size=2).classes == ("cat", "dog")
+
+
+@row("`webdataset.WebDataset`")
+def test_tar_shards(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("1.cls", "1.npy", "2.cls", "2.npy"):
+        with open(name, "wb") as file:
+            np.save(file, np.ones(3)) if name.endswith("npy") else file.write(b"7")
+    with tarfile.open("train-0.tar", "w") as tar:
+        for name in ("1.cls", "1.npy", "2.cls", "2.npy"):
+            tar.add(name)
+    assert data.tar_shards("train-*.tar", batch_size=2).example["labels"].tolist() == [7, 7]
+
+
+@row("`sklearn.metrics`, torchmetrics")
+@row("`clu.metrics`, metrax")
+def test_scores_of_a_whole_split(state):
+    arrays = {"inputs": np.eye(2, dtype=np.float32)[[0, 1, 1]], "labels": np.array([0, 1, 0])}
+    task = SimpleNamespace(outputs=lambda state, batch: batch["inputs"])
+
+    def values(state, batch):
+        return task.outputs(state, batch).argmax(1) == batch["labels"]
+
+    def function(right):
+        return right.sum() / 4
+
+    @flax.struct.dataclass
+    class Right:
+        count: jax.Array
+
+        def merge(self, other):
+            return Right(self.count + other.count)
+
+        def compute(self):
+            return self.count
+
+    def metrics(state, batch):
+        return {"right": Right(values(state, batch).sum())}
+
+    for several, expected in (
+        ([measures.over_split(values, {"f1": function})], {"val/f1": 0.5}),
+        ([measures.merged(metrics)], {"val/right": 2}),
+        (
+            [measures.f1(task.outputs), measures.auc(task.outputs)],
+            {"val/f1": 2 / 3, "val/precision": 0.75, "val/recall": 0.75, "val/auc": 0.75},
+        ),
+    ):
+        phase = trainer.evaluation(several, data.Arrays(arrays, 2))
+        assert trainer.evaluate(state, phase) == pytest.approx(expected)

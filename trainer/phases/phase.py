@@ -86,11 +86,11 @@ class Phase:
     finalize: Finalize | None = None
     """`(means) -> {name: value}` on the host: values derived from means; None removes a metric."""
     members: int | None = None
-    """Number of members in a phase of `population`; it reports `[members, ...]`."""
+    """Members in a phase of `population`; it reports `[members, ...]`."""
     check_independence: Callable[[TrainState], None] | None = None
     """Raises if the values of an example depend on other examples of its batch."""
     split_metrics: Mapping[str, SplitMetrics] = dataclasses.field(default_factory=dict)
-    """Metrics of an evaluation that are computed of values collected over the whole split."""
+    """Metrics of what an evaluation collects over a split."""
     passes: tuple[Phase, ...] = ()
     """The phases of one pass, in a phase of `repeated`, whose metrics are theirs."""
 
@@ -146,8 +146,7 @@ class Phase:
     def add_position(self, state: TrainState) -> TrainState:
         """Add the start position of its source, `carry["position/<name>"]`, if it needs one.
 
-        `fit` does this for every phase, before it restores. Returns the same state if there is
-        nothing to add.
+        `fit` does this for every phase, before it restores.
 
         Raises:
             TypeError: `state.carry` is not a dict, which could hold the position.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.measures.bleu_score import compute_bleu
+from trainer.supervised.measures.bleu_score import compute_bleu
 
 
 def score(predicted, reference):

@@ -14,9 +14,9 @@ from trainer.checks.arguments import describe_value, require_function, require_i
 from trainer.checks.suggestions import suggest_name
 from trainer.losses.loss import require_entry
 from trainer.losses.weighing import combine_weights
-from trainer.measures.collecting import over_split
 from trainer.phases.batch_functions import Measure
 from trainer.state import TrainState
+from trainer.supervised.measures.collecting import over_split
 
 Outputs = Callable[[TrainState, Any], Any]
 """`(state, batch) -> logits`: `[batch, classes]`, or `[batch]` of two classes, positive for class

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from trainer.checks.arguments import require_function
-from trainer.measures.collecting import over_split
 from trainer.phases.batch_functions import Measure
 from trainer.state import TrainState
+from trainer.supervised.measures.collecting import over_split
 
 ORDER = 4
 """The longest n-grams that count."""
