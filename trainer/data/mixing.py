@@ -82,8 +82,8 @@ def mixture(
     for name, source in sources.items():
         if not isinstance(source, Ingredient):
             raise TypeError(
-                "mixture reads data.Arrays, MemoryMap, Tokens, chat and preferences, whose "
-                f"examples have numbers; got {type(source).__name__} for {name!r}: mix within the "
+                "mixture reads sources whose examples have numbers, such as data.Arrays, "
+                f"MemoryMap, Tokens, chat and image_folder; got {type(source).__name__} for {name!r}: mix within the "
                 "function of a Stream"
             )
     if not isinstance(weights, Mapping) or weights.keys() != sources.keys():

@@ -64,8 +64,8 @@ def zip_sources(sources: Mapping[str, Part], *, steps_per_epoch: int | None = No
     for name, source in sources.items():
         if not isinstance(source, Part):
             raise TypeError(
-                "zip_sources reads data.Arrays, MemoryMap, Tokens, Stream, chat and preferences, "
-                f"which keep positions; got {type(source).__name__} for {name!r}"
+                "zip_sources reads sources that keep positions, such as data.Arrays, MemoryMap, "
+                f"Tokens, Stream, chat and image_folder; got {type(source).__name__} for {name!r}"
             )
     first, source = next(iter(sources.items()))
     if steps_per_epoch is None:

@@ -6,6 +6,7 @@ import functools
 import glob
 import io
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import xxhash
 
 from trainer.checks.arguments import require_function, require_integer
 from trainer.checks.paths import to_absolute_path
@@ -146,14 +148,23 @@ class _ShardBatches:
         run = _decoders().map if self._decode is decode_parts else map
         return _stack(examples, list(run(self._decode_one, examples)))
 
-    def get_state(self) -> dict[str, int]:
+    def get_state(self) -> dict[str, Any]:
         """Return the place: where the window begins, and how many examples were taken of it."""
         shard, offset = self._window
-        return {"shard": shard, "offset": offset, "taken": self._taken}
+        return {"shard": shard, "offset": offset, "taken": self._taken, "of": self._describe()}
 
-    def set_state(self, state: dict[str, int]) -> None:
-        """Begin at a place."""
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Begin at a place of the same shards and windows."""
+        if state["of"] != (here := self._describe()):
+            raise ValueError(
+                f"{WHO} must resume with the original files and windows, {state['of']}; got {here}"
+            )
         self._window, self._taken = (state["shard"], state["offset"]), state["taken"]
+
+    def _describe(self) -> str:
+        files = "\n".join(f"{file.name} {file.stat().st_size}" for file in self._files)
+        digest = xxhash.xxh3_64_hexdigest(os.fsencode(files))
+        return f"{len(self._files)} shards {digest}, shuffle={self._shuffle}"
 
     def _shuffled(self) -> Iterator[TarExample]:
         """Yield the examples from the place on, and move it."""

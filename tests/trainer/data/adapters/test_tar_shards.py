@@ -73,7 +73,7 @@ def test_law_5_a_run_resumes_at_the_next_example(shards, resumed_labels, shuffle
 def test_resuming_reads_from_the_window_on(shards, monkeypatch):
     source = data.tar_shards(shards, batch_size=2, shuffle=0, steps_per_epoch=3)
     batches = source.batches(0, 0)
-    batches.set_state({"shard": 1, "offset": 0, "taken": 0})
+    batches.set_state({**batches.get_state(), "shard": 1})
     assert next(batches)["labels"].tolist() == [4, 5]
     state = batches.get_state()
     assert (state["shard"], state["taken"]) == (1, 1)
@@ -110,7 +110,8 @@ def test_what_cannot_be_read_is_named(tmp_path, shards):
     with pytest.raises(ValueError, match=r"no\.tar must be an uncompressed tar file"):
         list(read_examples(tmp_path / "no.tar", 0))
     batches = data.tar_shards(shards, batch_size=1).batches(0, 0)
-    batches.set_state({"shard": 2, "offset": 10**6, "taken": 1})
+    place = {**batches.get_state(), "shard": 2, "offset": 10**6, "taken": 1}
+    batches.set_state(place)
     with pytest.raises(
         ValueError, match="the 1 examples that were read from byte 1000000 of .*got 0"
     ):
@@ -120,3 +121,8 @@ def test_what_cannot_be_read_is_named(tmp_path, shards):
         add(tar, "2.npy", encode(np.zeros(3)))
     with pytest.raises(ValueError, match=r"sizes\.tar:1 has .*\(2,\).*sizes\.tar:2 has .*\(3,\)"):
         data.tar_shards(str(tmp_path / "sizes.tar"), batch_size=2, shuffle=0).example  # noqa: B018
+    other = data.tar_shards(shards, batch_size=1, shuffle=7).batches(0, 0)
+    with pytest.raises(
+        ValueError, match="original files and windows, 3 shards .*shuffle=1000; got"
+    ):
+        other.set_state(place)
