@@ -83,8 +83,8 @@ def mixture(
         if not isinstance(source, Ingredient):
             raise TypeError(
                 "mixture reads sources whose examples have numbers, such as data.Arrays, "
-                f"MemoryMap, Tokens, chat and image_folder; got {type(source).__name__} for {name!r}: mix within the "
-                "function of a Stream"
+                f"MemoryMap, Tokens, chat and image_folder; got {type(source).__name__} for "
+                f"{name!r}: mix within the function of a Stream"
             )
     if not isinstance(weights, Mapping) or weights.keys() != sources.keys():
         got = sorted(weights) if isinstance(weights, Mapping) else weights
