@@ -66,7 +66,7 @@ class Measure:
     """`(state, batch of real examples)`: raises if the values of an example depend on others."""
     whole_batch: bool = False
     """Whether the values of an example depend on the other examples of its batch."""
-    split_metrics: Mapping[str, SplitMetrics] = dataclasses.field(default_factory=dict)
+    split_metrics: Mapping[str, SplitMetrics] = dataclasses.field(default_factory=dict, hash=False)
     """Metrics of what the function collects at `COLLECTED`, see `trainer.measures`."""
 
     def __call__(self, state: TrainState, batch: Any) -> Mapping[str, Any]:
