@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.checks.arguments import describe_value
 from trainer.checks.suggestions import suggest_and_list
 from trainer.data.arrays import Arrays
 
@@ -46,6 +47,11 @@ def from_pandas(
     """
     if not hasattr(frame, "columns") or not hasattr(frame, "loc"):
         raise TypeError(f"{WHO} takes a data frame of pandas; got {type(frame).__name__}")
+    if not isinstance(columns, Mapping):
+        raise TypeError(
+            f"{WHO} takes columns by name of an array; got {describe_value(columns)}: "
+            '{"inputs": ["height", "width"], "labels": "kind"}'
+        )
     arrays = {
         name: _read_column(frame, chosen)
         if isinstance(chosen, str)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from trainer.checks.arguments import require_integer
+from trainer.checks.arguments import describe_value, require_integer
 from trainer.checks.paths import to_absolute_path
 from trainer.data.adapters.indexed_source import IndexedSource
 from trainer.data.adapters.pictures import SUFFIXES, decode_picture
@@ -46,6 +46,7 @@ def image_folder(
 
     Raises:
         ImportError: Pillow is not installed.
+        TypeError: `size` is no pair.
         ValueError: there is no class, a class has no picture, or a setting is below 1; when it is
             read, a picture is broken or of another size than the first.
 
@@ -60,11 +61,12 @@ def image_folder(
     (('cat', 'dog'), (2, 6, 8, 3))
     """
     if size is not None:
-        height, width = size
-        size = (
-            require_integer("the height in size", height, 1),
-            require_integer("the width in size", width, 1),
-        )
+        if not isinstance(size, list | tuple) or len(size) != 2:
+            raise TypeError(
+                f"{WHO} takes size as (height, width) in pixels; got {describe_value(size)}"
+            )
+        height, width = (require_integer("a side in size", side, 1) for side in size)
+        size = height, width
     root = to_absolute_path(directory, WHO)
     classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "."))
     if not classes:

@@ -41,5 +41,7 @@ def test_what_is_no_number_is_an_error_before_training(frame):
     frame.loc[1, "height"] = None
     with pytest.raises(ValueError, match=r"column 'height' lacks 1 of 3: drop these rows"):
         data.from_pandas(frame, COLUMNS, batch_size=1)
+    with pytest.raises(TypeError, match=r"columns by name of an array; got a list: .*inputs"):
+        data.from_pandas(frame, ["height"], batch_size=1)
     with pytest.raises(TypeError, match="takes a data frame of pandas; got dict"):
         data.from_pandas({"inputs": [1]}, COLUMNS, batch_size=1)

@@ -58,6 +58,8 @@ def test_folders_without_pictures_are_an_error(folder, tmp_path):
     (folder / "fox").mkdir()
     with pytest.raises(ValueError, match=r"one picture of each class; got none in .*fox"):
         read(folder)
+    with pytest.raises(TypeError, match=r"size as \(height, width\) in pixels; got 8"):
+        read(folder, size=8)
     with pytest.raises(ValueError, match="a folder for each class in .*got none"):
         read(folder / "fox")
 
