@@ -105,7 +105,7 @@ def evaluation(
         ValueError: before the first use, the values of an example change with the other examples
             of its batch, and neither loss nor measure declares it.
     """
-    several = list(measure) if isinstance(measure, list | tuple) else [measure]
+    several: list[Any] = list(measure) if isinstance(measure, list | tuple) else [measure]
     if not several:
         raise ValueError("evaluation needs a measure, or several; got an empty list")
     measures = [as_measure(one) for one in several]
