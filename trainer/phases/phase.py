@@ -133,10 +133,7 @@ class Phase:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Updates per epoch of a phase of `training`, if known before training.
-
-        None for a stream without `steps_per_epoch`, an evaluation, or a hand-written phase.
-        """
+        """Updates per epoch of a phase of `training`; None where not known before training."""
         if self.passes and self.repeated_step:
             each = [phase.steps_per_epoch for phase in self.passes]
             passes = self.repeated_step.feed.steps or 0
