@@ -7,8 +7,8 @@ from trainer.supervised.measures.classification_scores import (
     confusion_matrix,
     f1,
 )
-from trainer.supervised.measures.collecting import over_split
 from trainer.supervised.measures.merging import merged
+from trainer.supervised.measures.split_values import over_split
 
 __all__ = [
     "auc",

@@ -12,7 +12,7 @@ import numpy as np
 from trainer.checks.arguments import require_function
 from trainer.phases.batch_functions import Measure
 from trainer.state import TrainState
-from trainer.supervised.measures.collecting import over_split
+from trainer.supervised.measures.split_values import over_split
 
 ORDER = 4
 """The longest n-grams that count."""

@@ -16,7 +16,7 @@ from trainer.losses.loss import require_entry
 from trainer.losses.weighing import combine_weights
 from trainer.phases.batch_functions import Measure
 from trainer.state import TrainState
-from trainer.supervised.measures.collecting import over_split
+from trainer.supervised.measures.split_values import over_split
 
 Outputs = Callable[[TrainState, Any], Any]
 """`(state, batch) -> logits`: `[batch, classes]`, or `[batch]` of two classes, positive for class
