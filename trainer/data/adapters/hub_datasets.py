@@ -30,6 +30,9 @@ def from_datasets(
 ) -> IndexedSource | Stream:
     """Build a source from a data set of Hugging Face's `datasets`.
 
+        dataset = datasets.load_dataset("csv", data_files="flowers.csv", split="train")
+        source = data.from_datasets(dataset, {"inputs": "petals", "labels": "kind"}, batch_size=64)
+
     A `Dataset` is read by number: it is shuffled in every pass by the run's seed, and a resumed run
     continues with the next example, without delay.
 
@@ -51,9 +54,6 @@ def from_datasets(
         TypeError: it is something else, such as a dict of splits; or a column holds texts.
         ValueError: there is no such column, or a size is below 1; when it is read, the values of a
             column differ in shape.
-
-        dataset = datasets.load_dataset("csv", data_files="flowers.csv", split="train")
-        source = data.from_datasets(dataset, {"inputs": "petals", "labels": "kind"}, batch_size=64)
     """
     require_integer("batch_size", batch_size, 1)
     if isinstance(dataset, Mapping):

@@ -24,6 +24,9 @@ WHO = "data.from_torch"
 def from_torch(loader: Any, *, superbatch: int = 16, steps_per_epoch: int | None = None) -> Stream:
     """Build a stream from a `torch.utils.data.DataLoader`.
 
+        loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)
+        source = data.from_torch(loader)
+
     Its order follows from the run's seed and the epoch: its generator, those of its samplers, and
     the global ones of PyTorch, NumPy and Python are seeded while it is read, and the global ones
     put back. A sampler with `set_epoch` gets the epoch.
@@ -41,9 +44,6 @@ def from_torch(loader: Any, *, superbatch: int = 16, steps_per_epoch: int | None
 
     Raises:
         TypeError: it is no such loader; when it is read, its batches are something else.
-
-        loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)
-        source = data.from_torch(loader)
     """
     if not all(hasattr(loader, name) for name in ("dataset", "sampler", "num_workers")):
         raise TypeError(
