@@ -42,6 +42,9 @@ def from_datasets(
     buffer with that state, so it is read and discarded up to the position instead; a notice says
     so.
 
+        dataset = datasets.load_dataset("csv", data_files="flowers.csv", split="train")
+        source = data.from_datasets(dataset, {"inputs": "petals", "labels": "kind"}, batch_size=64)
+
     Args:
         dataset: a `Dataset` or an `IterableDataset`: one split.
         columns: by name of an array, a column of the data set, or a dict of such:

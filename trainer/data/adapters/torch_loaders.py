@@ -36,6 +36,9 @@ def from_torch(loader: Any, *, superbatch: int = 16, steps_per_epoch: int | None
     loader is read and discarded up to the position, to the same batches; a notice says so. Where
     random transforms in worker processes cannot be repeated, a notice says that, too.
 
+        loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)
+        source = data.from_torch(loader)
+
     Args:
         loader: a `DataLoader` whose batches are dicts of tensors, pairs (inputs, labels), or
             tensors of inputs. Networks here take pictures as `[batch, height, width, channels]`.
