@@ -91,10 +91,22 @@ def task():
     return trainer.supervised(LINEAR, losses.classification, optax.adam(1e-2))
 
 
+@contextlib.contextmanager
+def compiling_fully():
+    """Compile as users do, also within a test that compiles quickly."""
+    quickly = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", quickly)
+
+
 @pytest.fixture(scope="session")
 def start(task, digits):
-    """The task's state at step 0."""
-    return task.init(jax.random.key(0), digits[0].example)
+    """The task's state at step 0: the same bits, whichever test asks for it first."""
+    with compiling_fully():
+        return task.init(jax.random.key(0), digits[0].example)
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +128,13 @@ def compiled_quickly():
     Fixtures of such a test compile quickly too. Tests of bits that optimizations may change do
     without it, to test the code that users run.
     """
+
+
+@pytest.fixture
+def compiled_fully():
+    """Compile as users do, in a file whose other tests compile quickly."""
+    with compiling_fully():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -196,7 +196,8 @@ def _closes_over(function: Any) -> bool:
 
 def read_jax_settings() -> tuple[Any, ...]:
     """Return the settings that JAX compiles by, in this thread and at this moment."""
-    return tuple(getattr(jax.config, name, None) for name in SETTINGS)
+    settings = jax.config.values  # has also those that no thread can set for itself
+    return tuple(getattr(jax.config, name, settings.get(name)) for name in SETTINGS)
 
 
 NOTICE_AFTER = 3.0

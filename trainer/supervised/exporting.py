@@ -131,7 +131,7 @@ def _require_batch(leaf: Any) -> jax.ShapeDtypeStruct:
             "export needs inputs of arrays [batch, ...] in the example; got "
             f"{describe_leaf(leaf)}: pass a batch, such as source.example"
         )
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def _require_plain(tree: PyTree, what: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import hooks
 import trainer
 from trainer import data
+from trainer.phases.compilation import read_jax_settings
 
 CHILD = """
 import sys
@@ -52,6 +53,19 @@ def test_under_debug_nans_the_operation_is_named(executor):
     trainer.fit(_begun(), phase, epochs=1)  # compiled before, not inspected
     with jax.debug_nans(True), pytest.raises(FloatingPointError, match="encountered in log"):
         trainer.fit(_begun(), phase, epochs=4)
+
+
+@pytest.mark.parametrize(
+    "name", ["jax_disable_most_optimizations", "jax_debug_infs", "jax_enable_x64"]
+)
+def test_a_changed_setting_of_jax_is_noticed(name):
+    before, was = read_jax_settings(), jax.config.values[name]
+    jax.config.update(name, not was)
+    try:
+        assert read_jax_settings() != before
+    finally:
+        jax.config.update(name, was)
+    assert read_jax_settings() == before
 
 
 def test_debug_nans_of_the_configuration_hold_after_a_context_has_ended():

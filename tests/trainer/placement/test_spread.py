@@ -219,6 +219,7 @@ def test_a_population_is_split_over_members_and_exchanges_nothing(task, source):
     assert set(loop) <= {"all-gather"}  # of the metrics, after the loop
 
 
+@pytest.mark.usefixtures("compiled_fully")
 def test_a_population_is_made_in_place_with_the_same_values(task, source):
     keys = jax.random.split(jax.random.key(0), 2 * DEVICES)
 
