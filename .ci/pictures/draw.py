@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation from real runs. It needs chromium for some.
 
-python .ci/pictures/draw.py terminal replay --runs /tmp/runs
+python .ci/pictures/draw.py terminal replay --runs runs/pictures
 
 Examples that have run in the folder of runs are not trained again: remove it to draw anew.
 """

@@ -12,12 +12,11 @@ from torch import nn
 from torch.nn import functional
 from transformers.trainer_utils import get_last_checkpoint
 
+from guarantee_trials.torch_layers import build_layers
 from guarantee_trials.trial import (
     BATCH,
     DECIDED,
-    DROPOUT,
     HALF_EPOCH,
-    HIDDEN,
     PATIENCE,
     RATE,
     SCRIPTED,
@@ -30,15 +29,7 @@ torch.set_num_threads(2)
 class Classifier(nn.Module):
     def __init__(self):
         super().__init__()
-        self.network = nn.Sequential(
-            nn.Linear(64, HIDDEN),
-            nn.ReLU(),
-            nn.Dropout(DROPOUT),
-            nn.Linear(HIDDEN, HIDDEN),
-            nn.ReLU(),
-            nn.Dropout(DROPOUT),
-            nn.Linear(HIDDEN, 10),
-        )
+        self.network = build_layers()
 
     def forward(self, inputs, labels):
         logits = self.network(inputs)

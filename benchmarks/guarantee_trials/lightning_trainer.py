@@ -15,12 +15,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from guarantee_trials.torch_layers import build_layers
 from guarantee_trials.trial import (
     BATCH,
     DECIDED,
-    DROPOUT,
     HALF_EPOCH,
-    HIDDEN,
     PATIENCE,
     RATE,
     SCRIPTED,
@@ -41,15 +40,7 @@ QUIET = {
 class Classifier(lightning.LightningModule):
     def __init__(self):
         super().__init__()
-        self.network = nn.Sequential(
-            nn.Linear(64, HIDDEN),
-            nn.ReLU(),
-            nn.Dropout(DROPOUT),
-            nn.Linear(HIDDEN, HIDDEN),
-            nn.ReLU(),
-            nn.Dropout(DROPOUT),
-            nn.Linear(HIDDEN, 10),
-        )
+        self.network = build_layers()
 
     def training_step(self, batch, number):
         inputs, labels = batch

@@ -59,7 +59,7 @@ CHART_STYLE = (
 class NotebookDisplay:
     """The display of one run: its progress, newest metrics, curves and last texts.
 
-    A thread redraws it while the run goes on, since a phase may compute for long. At the end it
+    A thread redraws it while the run continues, since a phase may compute for long. At the end it
     holds the curves and the table of all metrics.
     """
 
