@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -17,30 +17,44 @@ from trainer.state import PyTree, TrainState
 AT_MOST = 16
 """Dispatches per scan: a device queues twice as many before the host has to wait."""
 
-LONG = {"cpu": 10**11}
-"""Operations from which a scan is split, by platform: about a second of matrix products, so that
-a dispatch, some 0.1 ms, takes less than a hundredth of its computation."""
 
-LONG_ELSEWHERE = 10**14
-"""The same for GPUs and TPUs."""
+class Shortest(NamedTuple):
+    """The least that a dispatch of a split scan computes."""
+
+    operations: int
+    steps: int
+
+
+SHORTEST = {"cpu": Shortest(operations=10**11, steps=16)}
+"""By platform. 10^11 operations are about a second of matrix products on a CPU, of which the 0.1 ms
+of a dispatch are nothing. But each dispatch there takes the memory of its temporaries anew from the
+operating system, and touches it for the first time: a third of one step of a small transformer."""
+
+SHORTEST_ELSEWHERE = Shortest(operations=10**14, steps=2)
+"""The same for GPUs and TPUs, which keep the memory."""
 
 
 def choose_dispatch_count(steps: int, operations: int, devices: Collection[Any]) -> int:
     """Choose the number of dispatches of equal length for a scan, never by a clock.
 
-    For a long scan, by its `operations`, it is the largest divisor of `steps`, up to 16, that
-    leaves at least two steps per dispatch; else, and on several devices, it is 1.
+    It is the largest divisor of `steps`, up to 16, that leaves each dispatch `SHORTEST` at least,
+    of the scan's `operations` too; on several devices it is 1.
 
     >>> cpu = jax.devices("cpu")[:1]
-    >>> (choose_dispatch_count(480, 10**12, cpu), choose_dispatch_count(481, 10**12, cpu),
-    ...  choose_dispatch_count(480, 10**9, cpu))
-    (16, 13, 1)
+    >>> (choose_dispatch_count(480, 10**13, cpu), choose_dispatch_count(481, 10**13, cpu),
+    ...  choose_dispatch_count(480, 10**12, cpu), choose_dispatch_count(20, 10**13, cpu))
+    (16, 13, 10, 1)
     """
-    platform = next(iter(devices)).platform
-    if len(devices) > 1 or operations < LONG.get(platform, LONG_ELSEWHERE):
+    if len(devices) > 1:
         return 1
-    divisors = (count for count in range(2, AT_MOST + 1) if steps % count == 0)
-    return max((count for count in divisors if 2 * count <= steps), default=1)
+    least = SHORTEST.get(next(iter(devices)).platform, SHORTEST_ELSEWHERE)
+    counts = (count for count in range(AT_MOST, 1, -1) if steps % count == 0)
+    enough = (
+        count
+        for count in counts
+        if steps >= count * least.steps and operations >= count * least.operations
+    )
+    return next(enough, 1)
 
 
 DispatchRunner = Callable[..., tuple[TrainState, None, list[jax.Array]]]

@@ -37,7 +37,8 @@ def short(monkeypatch):
     """Split every scan, at any length."""
 
     def cut(yes=True):
-        monkeypatch.setattr(dispatches, "LONG", {"cpu": 0 if yes else 10**11})
+        least = dispatches.Shortest(operations=0 if yes else 10**11, steps=2)
+        monkeypatch.setattr(dispatches, "SHORTEST", {"cpu": least})
 
     return cut
 
@@ -104,13 +105,15 @@ def test_a_split_scan_reports_its_steps_dispatch_by_dispatch(task, digits, short
 @pytest.mark.parametrize(
     ("steps", "operations", "devices", "count"),
     [
-        (480, 10**11, 1, 16),
-        (480, 10**11 - 1, 1, 1),
-        (480, 10**12, 2, 1),
-        (26, 10**11, 1, 13),
-        (479, 10**12, 1, 1),  # prime
-        (2, 10**12, 1, 1),
-        (1, 10**12, 1, 1),
+        (480, 16 * 10**11, 1, 16),
+        (480, 16 * 10**11 - 1, 1, 15),
+        (480, 10**11, 1, 1),
+        (480, 10**13, 2, 1),
+        (255, 10**13, 1, 15),  # of 17 steps
+        (64, 10**13, 1, 4),
+        (31, 10**13, 1, 1),
+        (479, 10**13, 1, 1),  # prime
+        (1, 10**13, 1, 1),
     ],
 )
 def test_the_count_depends_on_operations_and_steps(steps, operations, devices, count):

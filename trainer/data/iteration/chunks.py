@@ -35,7 +35,7 @@ def make_chunk_feed(pieces: Pieces, example: Batch, steps: int, *, masked: bool 
         pieces=pieces,
         example=jax.tree.map(lambda array: _stack_shape(array, steps), one),
         rows=_step_indices,
-        batch=_index,
+        batch=_take_batch,
         verify=lambda state, check: check(state, example),
         batch_axis=BATCH_AXIS,
     )
@@ -64,8 +64,22 @@ def _step_indices(piece: Any, key: jax.Array) -> jax.Array:
     return jnp.arange(jax.tree.leaves(piece)[0].shape[0])
 
 
-def _index(piece: Any, row: jax.Array) -> Any:
-    return jax.tree.map(lambda array: array[row], piece)
+def _take_batch(piece: Any, row: jax.Array) -> Any:
+    """Return the batch of a step.
+
+    It is a gather of one row per example. XLA on CPU fuses a plain slice into all that reads the
+    batch, and takes it again for every element: a step of a small transformer took 9% longer.
+    """
+
+    def take(array: jax.Array) -> jax.Array:
+        rows = jnp.full(array.shape[BATCH_AXIS], row)
+        return jax.vmap(_get, in_axes=(BATCH_AXIS, 0))(array, rows)
+
+    return jax.tree.map(take, piece)
+
+
+def _get(column: jax.Array, row: jax.Array) -> jax.Array:
+    return column.at[row].get(mode="promise_in_bounds")
 
 
 def _stack_shape(array: np.ndarray, steps: int) -> jax.ShapeDtypeStruct:

@@ -66,7 +66,8 @@ def start():
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_run_passes_on_the_array_of_the_caller_with_equal_bits(name, start, monkeypatch):
     if name == "dispatches":
-        monkeypatch.setattr(dispatches, "LONG", {"cpu": 0})
+        least = dispatches.Shortest(operations=0, steps=2)
+        monkeypatch.setattr(dispatches, "SHORTEST", {"cpu": least})
     after, _ = trainer.fit(start, PROGRAMS[name](), epochs=2)
     assert after.model_state["base"] is start.model_state["base"]
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(start.replace(stop=None)))
