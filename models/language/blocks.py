@@ -211,9 +211,10 @@ def init_caches(blocks: Blocks, shape: TransformerConfig, batch: int, length: in
     """Build the `caches` of `run_blocks` for `length` tokens, in the dtype of the blocks."""
     block = blocks if shape.scan else blocks[0]
     dtype = block.attention.out.kernel[...].dtype
-    size = batch, shape.architecture.kv_heads or shape.heads, length, shape.head_size
+    heads = batch, shape.architecture.kv_heads or shape.heads
 
     def pair(*layers: int) -> Pair:
-        return jnp.zeros((*layers, *size), dtype), jnp.zeros((*layers, *size), dtype)
+        keys = jnp.zeros((*layers, *heads, shape.head_size, length), dtype)
+        return keys, jnp.zeros((*layers, *heads, length, shape.head_size), dtype)
 
     return pair(shape.layers) if shape.scan else {str(i): pair() for i in range(shape.layers)}
