@@ -59,7 +59,8 @@ class Decoder(NamedTuple):
     """`(params, model_state, inputs, length) -> cache`, for `length` tokens in all, a Python int.
 
     `inputs` are the network's, or a part of them: tokens only provide the batch size, other inputs
-    (an image) are encoded once. The cache is a pytree of arrays of fixed shapes.
+    (an image) are encoded once. The cache is a pytree of arrays of fixed shapes; zeros appended to
+    them, up to the shapes of a longer cache, make it one.
     """
 
     decode_step: DecodeStep

@@ -122,16 +122,19 @@ def begin(
 ) -> SamplingState:
     """Read all of the prompts but their last token, whose logits the first step computes.
 
-    So the logits of the other tokens are not computed, of which a large vocabulary has many.
+    So the logits of the other tokens are not computed, of which a large vocabulary has many. The
+    cache is that of the prompts while they are read, which do not attend to what is yet empty.
     """
     text: dict[str, jax.Array] | jax.Array = prompt
     if isinstance(prompt, Mapping):
         text = {name: prompt[name] for name in KEYS & prompt.keys()}
     text = jax.tree.map(_widen, text)
     batch, time = jax.tree.leaves(text)[0].shape
-    cache = init_cache(*variables, prompt, time + length)
+    whole = jax.eval_shape(lambda: init_cache(*variables, prompt, time + length))
+    cache = init_cache(*variables, prompt, max(time - 1, 1))
     if time > 1:
         _, cache = decode_step(*variables, cache, jax.tree.map(lambda x: x[:, :-1], text))
+    cache = jax.tree.map(_enlarge, cache, whole)
     nothing = jnp.zeros((batch, length), jnp.int32)
     return SamplingState(
         step=jnp.zeros((), jnp.int32),
@@ -140,6 +143,13 @@ def begin(
         stopped=jnp.zeros(batch, bool),
         sampled=Sampled(nothing, nothing.astype(jnp.float32), jnp.zeros(batch, jnp.int32)),
     )
+
+
+def _enlarge(array: jax.Array, whole: jax.ShapeDtypeStruct) -> jax.Array:
+    """Append zeros to an array of a cache, up to the shape of a longer one."""
+    more = zip(array.shape, whole.shape, strict=True)
+    zero = jnp.zeros((), array.dtype)
+    return lax.pad(array, zero, [(0, after - before, 0) for before, after in more])
 
 
 def _widen(array: jax.Array) -> jax.Array:
