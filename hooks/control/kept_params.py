@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from trainer import TrainState
 from trainer.phases.mixing_trial import find_batch_statistics
@@ -46,9 +48,9 @@ def recalibration_name(name: str) -> str:
 
 
 def warn_stale_statistics(state: TrainState, name: str) -> None:
-    """Warn if averaged parameters come with the batch statistics of the trained ones."""
+    """Warn that averaged parameters come with the batch statistics of the trained ones."""
     suiting = recalibration_name(name)
-    if find_batch_statistics(state.model_state) and suiting not in state.hook_state:
+    if suiting not in state.hook_state:
         log.warning(
             "the average %r has the statistics in model_state (of batch normalisation, say) of the "
             "trained parameters, which do not suit it: place hooks.recalibrate("
@@ -74,13 +76,28 @@ def warn_uncalibrated_params(state: TrainState, name: str | None) -> None:
 
 
 def warn_once(warn: Callable[[TrainState, Any], None], name: Any) -> Callable[[TrainState], None]:
-    """Return a function that calls a warning about the parameters of a name the first time only."""
-    called = False
+    """Return a function, called after each epoch, that may warn of statistics after the second.
 
-    def warn_first_time(state: TrainState) -> None:
-        nonlocal called
-        if not called:
+    It calls the warning, with the name, if `model_state` holds numbers that training changes. Those
+    that it leaves as they are, such as the base under adapters, are no statistics.
+    """
+    calls, before = 0, np.zeros(0)
+
+    def watch(state: TrainState) -> None:
+        nonlocal calls, before
+        calls += 1
+        if calls > 2 or not find_batch_statistics(state.model_state):
+            return
+        sums = np.asarray(_sum_numbers(state.model_state))
+        if calls == 2 and not np.array_equal(sums, before):
             warn(state, name)
-        called = True
+        before = sums
 
-    return warn_first_time
+    return watch
+
+
+@jax.jit
+def _sum_numbers(tree: PyTree) -> jax.Array:
+    """Sum each array of floating-point numbers, float32 `[arrays]`."""
+    numbers = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([x.sum(dtype=jnp.float32) for x in numbers])

@@ -58,7 +58,9 @@ def draw_tokens(
     weights = jnp.exp(scaled)
     if greedy:
         places = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-        tokens = jnp.where(scaled == 0, places, len(places) - 1).min(-1)  # argmax takes 5 times this
+        tokens = jnp.where(scaled == 0, places, len(places) - 1).min(
+            -1
+        )  # argmax takes 5 times this
     elif top_k is not None and top_k < logits.shape[-1]:
         values, likeliest = lax.top_k(scaled, top_k)
         rank = draw_by_weight(keep_top_p(jnp.exp(values), top_p), key)

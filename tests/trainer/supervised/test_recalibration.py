@@ -133,6 +133,12 @@ def test_a_network_without_statistics_causes_no_warning(start, train, caplog):
     assert not [r for r in caplog.records if "recalibrate" in r.message]
 
 
+def test_numbers_in_the_model_state_that_training_leaves_are_no_statistics(start, train, caplog):
+    frozen = start.replace(model_state={"base": jnp.ones(3)})
+    trainer.fit(frozen, train, epochs=2, hooks=[hooks.swa(start=1), hooks.average_params()])
+    assert not [r for r in caplog.records if "recalibrate" in r.message]
+
+
 def test_recalibration_resumes_and_keeps_the_laws(normalised, tmp_path):
     _, state, phase, _, recalibration = normalised
     make = lambda: [hooks.swa(start=1), hooks.recalibrate(recalibration, params="swa")]  # noqa: E731
