@@ -126,13 +126,15 @@ def linear():
     return models.Network(init, apply)
 
 
-def evaluated():
-    """Build a tiny evaluation, and a state for it: 64 examples, a linear network."""
-    arrays = {"inputs": np.ones((64, 8), np.float32), "labels": np.zeros(64, np.int32)}
+def evaluated(directory):
+    """Build two tiny evaluations and a state for them: 64 examples, a linear network."""
+    arrays = {"inputs": np.ones((64, 8), np.float32), "labels": np.arange(64) % 10}
     source = data.Arrays(arrays, 64)
     task = trainer.supervised(linear(), losses.classification, optax.sgd(0.1))
+    lines = hooks.JsonLines(directory / "mistakes.jsonl")
+    mistakes = hooks.show_mistakes(task.outputs, source, lines)
     state = task.init(jax.random.key(0), source.example)
-    return hooks.evaluate(trainer.evaluation(task.measure, source)), state
+    return hooks.evaluate(trainer.evaluation(task.measure, source)), mistakes, state
 
 
 def sampling(directory):
@@ -149,7 +151,7 @@ def contenders(directory):
     """Return name to (hooks, state, events in a burst)."""
     state = small_state()
     plain = rich.console.Console(file=io.StringIO(), force_terminal=False)
-    evaluation, evaluation_state = evaluated()
+    evaluation, mistakes, evaluated_state = evaluated(directory)
     run = trainer.runs.Run(directory / "recorded")
     named = {
         EMPTY: hooks.chain(),
@@ -179,7 +181,8 @@ def contenders(directory):
     entrants["log_metrics(Database)"] = database, state, 10
     entrants["background(observer)"] = hooks.background(hooks.observe(nothing)), state, 1
     entrants["average_params, 60 leaves"] = hooks.average_params(), small_state(60), 20
-    entrants["evaluate, 64 examples"] = evaluation, evaluation_state, 20
+    entrants["evaluate, 64 examples"] = evaluation, evaluated_state, 20
+    entrants["show_mistakes, 8 of 64 examples"] = mistakes, evaluated_state, 10
     entrants["show_samples, 2 of 32 tokens"] = *sampling(directory), 2
     return entrants | controlling()
 
