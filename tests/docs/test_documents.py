@@ -15,7 +15,7 @@ DOCUMENTS = [
 DOCUMENTS.remove(ROOT / "docs" / "tutorials" / "tour.md")  # a notebook, which tests/examples runs
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_examples_run(document, tmp_path):
     """In a process of its own, in which XLA compiles quickly."""
     finished(Script(PLAYING, document, tmp_path))

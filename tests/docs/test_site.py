@@ -51,6 +51,20 @@ def test_the_reference_has_every_public_name_once():
     assert sorted(shown) == sorted(public_names())
 
 
+def test_each_page_is_in_the_navigation_once():
+    navigation = re.findall(r'"([\w/]+\.md)"', (ROOT / "zensical.toml").read_text())
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(navigation) == sorted(pages)
+
+
+def test_the_front_page_of_the_guides_has_each_under_its_title():
+    guides = ROOT / "docs" / "how_to"
+    front = (guides / "index.md").read_text()
+    for page in guides.rglob("*/*.md"):
+        title = page.read_text().partition("\n")[0].removeprefix("# ")
+        assert f"- [{title}]({page.relative_to(guides).as_posix()})" in front
+
+
 def test_the_site_builds_without_a_warning():
     """Links, anchors and docstrings: a warning of any of them ends the build."""
     command = [str(Path(sys.executable).with_name("zensical")), "build", "--clean", "--strict"]

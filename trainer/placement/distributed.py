@@ -78,7 +78,7 @@ def distributed(
         RuntimeError: JAX is already connected with other settings, or has used its devices.
 
     See also:
-        docs/how_to/scaling.md, for the commands that start the processes.
+        docs/how_to/devices/several_machines.md, for the commands that start the processes.
 
     >>> distributed(num_processes=1)
     """

@@ -83,7 +83,7 @@ def chat(
             or the template fails on a conversation, which is named by its line; a tokenizer without
             a template is given messages; no token is trained on; or a setting is out of range.
 
-    See also: `docs/how_to/data.md`; `data.preferences`, `data.mixture`.
+    See also: `docs/how_to/language/conversations.md`; `data.preferences`, `data.mixture`.
 
     >>> import json, pathlib, tempfile, tokenizers
     >>> folder = tempfile.TemporaryDirectory()
