@@ -79,3 +79,6 @@ def test_the_site_builds_without_a_warning():
     page = (ROOT / "site" / "index.html").read_text()
     loaded = re.findall(r"<(?:link|script|img)[^>]+=[\"']?https?:[^>]*>", page)
     assert not loaded, "a page must load nothing from elsewhere"
+    headings = "".join(page.read_text() for page in (ROOT / "site" / "reference").glob("*.html"))
+    modules = re.findall(r'<h\d id="([\w.]+)\.(\w+)\.\2"', headings)
+    assert not modules, "a page shows a module in the place of what it defines"
