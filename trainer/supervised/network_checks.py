@@ -11,7 +11,7 @@ from trainer.checks.pytrees import describe_leaf
 _REMEDIES = {
     "flax.linen.": "models.from_linen(module)",
     "flax.nnx.": "models.from_nnx(lambda rngs, example: {name}(..., rngs=rngs))",
-    "equinox.": "two functions around it, as docs/explanation/concepts.md shows",
+    "equinox.": "two functions around it, as docs/how_to/training/bring_a_network.md shows",
     "torch.": "the same network of models, or of Flax",
 }
 """By library, how to make a network of its modules."""

@@ -33,7 +33,7 @@ SOURCE = data.Arrays({"inputs": X, "labels": np.zeros(8, np.int32)}, batch_size=
         (
             equinox.nn.Linear(3, 2, key=jax.random.key(0)),
             "equinox",
-            r"docs/explanation/concepts\.md shows",
+            r"docs/how_to/training/bring_a_network\.md shows",
         ),
         (lambda params, x: x, "a function, <lambda>", r"models\.Network\(init, apply\)"),
         (models.mlp, "a function, mlp", r"its result: call it, mlp\(\.\.\.\)"),
