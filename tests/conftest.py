@@ -137,6 +137,20 @@ def compiled_fully():
         yield
 
 
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory, request):
+    """Let processes that a test starts keep what they compile for tests of the same folder."""
+    folder = tmp_path_factory.getbasetemp() / f"compiled_for_{request.path.parent.name}"
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in kept.items():
+            patch.setenv(name, value)
+        yield
+
+
 @pytest.fixture(scope="session")
 def compile_on_mesh():
     """Return a function that compiles a phase for a state's shapes, split by rules over a mesh."""

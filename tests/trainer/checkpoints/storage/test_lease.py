@@ -78,7 +78,8 @@ def test_one_that_is_renewed_is_respected(bucket):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"holder": 5}', b"\x00\xff", None])
-def test_one_that_is_not_renewed_is_taken_when_it_is_stale(bucket, content):
+def test_one_that_is_not_renewed_is_taken_when_it_is_stale(bucket, content, monkeypatch):
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0.4)
     write_lease(bucket)
     if content is not None:
         (bucket / "lock").write_bytes(content)
