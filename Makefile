@@ -1,6 +1,10 @@
 # Two commands do everything: `make train` and `make test`. Each installs what it needs into .venv.
 PYTHON ?= python3
-PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
+# Python compiles a module when it is first imported, and keeps it for later processes: pip would compile
+# all of them, and most are never imported.
+unexport PYTHONDONTWRITEBYTECODE
 
 # JAX for CUDA, as `jax[...]` names it: cuda13 or cuda12.
 CUDA ?= cuda13
