@@ -14,6 +14,7 @@ from example_runs import ROOT
 from learning_curves import draw_agents, draw_supervised
 from replay_picture import draw_replay
 from terminal_picture import draw_terminal
+from tutorial_replays import draw_tutorial
 
 PICTURES = {
     "terminal": draw_terminal,
@@ -21,6 +22,7 @@ PICTURES = {
     "report": draw_report,
     "tensorboard": draw_tensorboard,
     "replay": draw_replay,
+    "tutorial": draw_tutorial,
     "supervised": draw_supervised,
     "agents": draw_agents,
 }

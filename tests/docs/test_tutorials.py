@@ -1,41 +1,76 @@
-"""The first tutorial, followed word by word: its files are written, its commands run in a shell."""
+"""Tutorials, followed word by word: their files are written, their commands run in a shell."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorials" / "first_model.md"
+ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
+pytestmark = pytest.mark.soak
 
-@pytest.mark.soak
-def test_a_user_who_follows_it_trains_resumes_and_tests_a_hook(tmp_path):
-    environ = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
+
+def follow(name, folder):
+    """Follow a tutorial in a folder; return what each of its commands printed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     printed = []
-    for language, text in BLOCK.findall(TUTORIAL.read_text()):
+    for language, text in BLOCK.findall((ROOT / "docs" / "tutorials" / f"{name}.md").read_text()):
         if language == "sh":
             ran = subprocess.run(
                 ["bash", "-c", text],
-                cwd=tmp_path,
-                env=environ,
+                cwd=folder,
+                env={**os.environ, "PATH": path},
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=600,
             )
             assert ran.returncode == 0, ran.stdout + ran.stderr
             printed.append(ran.stdout + ran.stderr)
-        elif name := re.match(r"# (\w+\.py)\n", text):
-            (tmp_path / name[1]).write_text(text)
-    trained, resumed, tested = printed
+        elif file := re.match(r"# (\w+\.py)\n", text):
+            (folder / file[1]).write_text(text)
+    return printed
+
+
+def test_a_first_model_is_trained_and_resumed_and_its_hook_tested(tmp_path):
+    trained, resumed, tested = follow("first_model", tmp_path)
     assert "epoch 20/20" in trained
     assert float(re.search(r"held-out digits: (\S+)", trained)[1]) > 0.97
     assert re.search(r"resuming from epoch \d+", resumed)
     assert "epoch 1000/1000" in resumed
     assert "1 passed" in tested
+
+
+def test_agents_balance_a_pole_and_catch_a_ball(tmp_path):
+    trained, watched, resumed, tested, caught, compared = follow("reinforcement", tmp_path)
+    assert float(re.search(r"of 32 episodes: (\S+)", trained)[1]) > 400
+    assert "'val/return'" in watched
+    assert len(list((tmp_path / "runs" / "watched" / "replays").glob("*.gif"))) == 3
+    assert re.search(r"resuming from epoch \d+", resumed)
+    assert "epoch 200/200" in resumed
+    assert "1 passed" in tested
+    assert float(re.search(r"of 128 episodes: (\S+)", caught)[1]) > 0.9
+    assert float(re.search(r"as above +(\S+),", compared)[1]) > 0.9
+
+
+def test_a_language_model_is_tuned_written_and_prefers_direct_answers(tmp_path):
+    shutil.copy(ROOT / "examples" / "finetune.py", tmp_path)
+    base, questions, tuned, asked, scored, exported, preferred = follow("language", tmp_path)
+    assert "model.safetensors" in base
+    assert "asked.jsonl" in questions
+    assert "conversations in" in tuned
+    assert asked.strip()
+    before, after, last = (
+        [
+            float(share)
+            for share in re.search(r"(\S+) of the sections right, (\S+) of", text).groups()
+        ]
+        for text in (*scored.splitlines()[-2:], preferred)
+    )
+    assert before[0] < 0.3 < 0.6 < after[0]
+    assert last[1] < 0.3 < after[1]
+    assert "merged/model.safetensors" in exported

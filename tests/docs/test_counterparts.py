@@ -1,4 +1,4 @@
-"""Every row of docs/tutorials/migrating.md, run: a row is named by its cells but the last."""
+"""Every row of docs/tutorials/counterparts.md, run: a row is named by its cells but the last."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trainer.supervised import optimizers
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
-PAGE = (Path(__file__).parents[2] / "docs" / "tutorials" / "migrating.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "tutorials" / "counterparts.md").read_text()
 TESTS = {}
 
 
