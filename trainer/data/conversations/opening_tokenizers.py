@@ -49,7 +49,8 @@ def open_tokenizer(
         TypeError: it is something else.
         ValueError: a file is damaged, or names a token that the tokenizer does not know.
 
-    See also: `docs/how_to/language/ask_a_model.md`; `models.generate`, `hooks.show_samples`, `rl.grpo`.
+    See also: `docs/how_to/language/ask_a_model.md`; `models.generate`, `hooks.show_samples`,
+    `rl.grpo`.
 
     >>> import tokenizers
     >>> words = {"?": 0, "<user>": 1, "<bot>": 2, "hello": 3}
