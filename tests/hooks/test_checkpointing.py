@@ -351,15 +351,6 @@ def _run(directory, epochs, *, kill_after=None, delay=0.0):
     return lines
 
 
-def test_law_5_kill_9_while_saving(tmp_path):
-    epochs = 30  # so many that a busy machine does not end them before the signal arrives
-    wanted = _run(tmp_path / "straight", epochs)[-1]
-    _run(tmp_path / "killed", epochs, kill_after=5, delay=0.001)
-    lines = _run(tmp_path / "killed", epochs)
-    assert lines[-1] == wanted
-    assert int(lines[0][1]) > 1
-
-
 def test_a_second_process_is_refused_while_the_first_lives(start, train, tmp_path):
     command = [sys.executable, "-c", CHILD, str(tmp_path), "1000000000"]
     pipes = {"stdout": subprocess.PIPE, "text": True}
@@ -442,7 +433,7 @@ def test_a_second_fit_in_another_thread_is_refused(state, phase, tmp_path, share
     assert (tmp_path / "lock").stat().st_size == 0
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # tests/reliability/test_crashes.py kills at each place of an event
 def test_law_5_kill_9_at_many_instants(tmp_path):
     random = np.random.default_rng(seed := int(time.time()))
     print("seed", seed)

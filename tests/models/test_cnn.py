@@ -9,6 +9,8 @@ from sklearn.datasets import load_digits
 
 import models
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(1)
 
 

@@ -11,6 +11,8 @@ from flax import linen
 import models
 from models.network import named_key, shapes_of
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 IMAGES = jax.random.uniform(jax.random.key(7), (6, 4, 4, 1))
 LABELS = jnp.arange(6) % 4
 KEY = jax.random.key(1)
@@ -211,6 +213,7 @@ def test_members_of_a_population_run_as_single_networks(name):
     assert_close(jax.jit(jax.vmap(run))(*both)[0], run(params, model_state))
 
 
+@pytest.mark.usefixtures("compiled_fully")
 def test_trains_in_a_scan_and_the_loss_goes_down(case):
     network, params, model_state = case
     optimizer = optax.adam(3e-2)

@@ -8,6 +8,8 @@ from flax import nnx
 
 import models
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 INPUTS = jax.random.normal(jax.random.key(7), (4, 3))
 KEY = jax.random.key(1)
 

@@ -34,12 +34,6 @@ def start(task, source):
     return task.init(jax.random.key(0), source.example)
 
 
-@pytest.fixture(scope="module")
-def alone(task, source, start):
-    """Parameters that were trained on one device."""
-    return trainer.fit(start, trainer.training(task.step, source), epochs=2)[0].params
-
-
 @pytest.mark.parametrize(
     ("split", "axes", "wanted"),
     [
@@ -52,9 +46,7 @@ def alone(task, source, start):
         ),
     ],
 )
-def test_a_transformer_that_is_split_trains_as_on_one_device(
-    task, source, start, alone, split, axes, wanted
-):
+def test_rules_split_the_kernels_of_attention(start, split, axes, wanted):
     spread = trainer.spread(start, trainer.mesh(**axes), rules=models.transformer_rules(split))
     attention = spread.params["blocks"]["0"]["attention"]
     for name, spec in wanted.items():
@@ -62,10 +54,17 @@ def test_a_transformer_that_is_split_trains_as_on_one_device(
         assert sharding.is_equivalent_to(
             jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec)), 2
         )
+
+
+def test_a_transformer_that_is_split_trains_as_on_one_device(task, source, start):
+    """By both axes at once; a captioner, below, by one."""
+    alone, _ = trainer.fit(start, trainer.training(task.step, source), epochs=2)
+    rules = models.transformer_rules("fsdp+tensor")
+    spread = trainer.spread(start, trainer.mesh(data=2, model=4), rules=rules)
     state, _ = trainer.fit(spread, trainer.training(task.step, source), epochs=2)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-6),
-        alone,
+        alone.params,
         state.params,
     )
 

@@ -16,6 +16,8 @@ from trainer.losses import total
 from trainer.losses.loss import as_loss
 from trainer.state import strip_host_fields
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def large(outputs, batch):
     return {"loss": jnp.sum(outputs**2, axis=-1), "size": jnp.abs(outputs).sum(axis=-1)}

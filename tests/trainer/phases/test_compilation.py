@@ -130,5 +130,6 @@ def test_a_second_process_uses_the_cache_of_the_first(tmp_path, monkeypatch):
 
 def test_the_folder_that_the_environment_names_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "named"))
-    assert [_count_hits(tmp_path / "cache") > 0 for _ in range(2)] == [False, True]
+    assert _count_hits(tmp_path / "cache") == 0
+    assert any((tmp_path / "named").iterdir())
     assert not (tmp_path / "cache").exists()

@@ -243,6 +243,7 @@ def test_a_convolution_on_a_cpu_is_refused():
         trainer.fit(state, repeated(trainer.training(task.step, train), 2), epochs=1)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_dry_run_and_the_cost_of_a_pass(digits):
     task, source = digits
     state = task.init(jax.random.key(0), source.example)
