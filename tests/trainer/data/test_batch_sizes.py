@@ -12,6 +12,8 @@ import pytest
 import trainer
 from trainer import data
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 ROWS, STEPS = 96, 4
 READING = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 

@@ -15,6 +15,8 @@ from trainer import data, losses
 from trainer.data.iteration.stream_passes import decode_state, encode_state, initial_position
 from trainer.state import TrainState, data_key
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def _numbers(n):
     return {"inputs": np.arange(n, dtype=np.float32)[:, None], "labels": np.arange(n) % 3}
@@ -187,6 +189,7 @@ def test_a_superbatch_holds_at_least_one_step():
         data.Stream([], 0)
 
 
+@pytest.mark.usefixtures("compiled_fully")
 def test_training_on_a_stream_equals_training_on_the_same_arrays(task, digits):
     source = digits[0]
     arrays = {name: np.asarray(array) for name, array in source.arrays.items()}

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 import trainer
 from trainer import data
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def _measure(state, batch):
     values = batch["inputs"][:, 0]

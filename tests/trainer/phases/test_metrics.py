@@ -15,6 +15,8 @@ from trainer import Metrics, Phase
 from trainer.phases.packed import PackedLayout, pack
 from trainer.phases.reductions import reduce_pieces
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KINDS = [np.float32, np.int32, np.uint32, np.bool_, np.int8, np.uint8, np.float16]
 
 
