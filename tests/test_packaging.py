@@ -60,7 +60,7 @@ def dist(tmp_path_factory):
 def _list_files():
     """List the files of the packages that belong into a wheel."""
     files = [file for package in PACKAGES for file in (ROOT / package).rglob("*") if file.is_file()]
-    names = {file.relative_to(ROOT).as_posix() for file in files if file.suffix != ".pyc"}
+    names = {f.relative_to(ROOT).as_posix() for f in files if "__pycache__" not in f.parts}
     return names | {"entracte.py"}
 
 

@@ -93,8 +93,11 @@ def test_split_parameters_and_optimizer_state_take_their_share_of_memory():
     assert here / sum(leaf.nbytes for leaf in leaves) < 0.15
 
 
-@pytest.mark.parametrize("rules", [(), FSDP], ids=["data_parallel", "fsdp"])
-@pytest.mark.parametrize("executor", ["scan", "step"])
+@pytest.mark.parametrize(
+    ("executor", "rules"),
+    [("scan", ()), ("scan", FSDP), ("step", FSDP)],
+    ids=["data_parallel", "fsdp", "fsdp by steps"],
+)
 def test_training_equals_one_device(start, task, source, rules, executor):
     val = data.Arrays(source.arrays, batch_size=32)  # ends in a batch of 2
 

@@ -14,6 +14,8 @@ import trainer
 from trainer.rl import GRPOConfig, grpo
 from trainer.rl.answering.answers import compute_log_probs
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 PROMPTS = ["a", "fedcb"]  # one is padded
 CONFIG = GRPOConfig(prompts=2, group_size=4, length=4, stop=(0, 1, 7), temperature=0.8, top_k=6)
 
@@ -68,7 +70,6 @@ def test_sampling_and_learning_agree_on_probabilities(decoder, trained, tokenize
 
 
 @pytest.mark.soak  # the law above, in bfloat16
-@pytest.mark.usefixtures("compiled_quickly")
 def test_small_floats_agree_as_far_as_they_can(decoder, trained, tokenizer):
     config = dataclasses.replace(CONFIG, precision="bfloat16")
     _, state, answers, sampled, learned = _probabilities(decoder, trained, tokenizer, config)
@@ -80,7 +81,6 @@ def test_small_floats_agree_as_far_as_they_can(decoder, trained, tokenizer):
     assert not np.allclose(exact[there], sampled, atol=1e-4)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_adapters_learn_beside_a_base_that_is_there_once(decoder, trained, tokenizer):
     network = _adapted(decoder, trained)
     config = dataclasses.replace(CONFIG, epochs=2)
