@@ -172,13 +172,14 @@ def lost_and_doubled(wanted: Left, got: Left) -> tuple[int, int]:
     return lost, doubled
 
 
-def nursery() -> Any:
+def nursery(*libraries: str) -> Any:
     """Return a context whose processes start with all libraries imported, without JAX's backend."""
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     )
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["_crashing", "rich.logging", "sklearn.datasets", "tyro"])
+    preloaded = ["_crashing", "rich.logging", "sklearn.datasets", "tyro", *libraries]
+    context.set_forkserver_preload(preloaded)
     return context
 
 

@@ -1,5 +1,6 @@
 """What runs that are killed train: small programs of each kind."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _killed_sources import SOURCES, MakeSource, make_examples
 
 import models
 import trainer
@@ -178,10 +180,24 @@ class _Digits:
         return "".join(map(str, tokens))
 
 
+def classify_by_source(make: MakeSource, directory: Path) -> Program:
+    """Classify the examples of a source of another library; the first batch is the split."""
+    source = make(directory, make_examples(), STEPS)
+    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1e-2)
+    task = trainer.supervised(models.mlp(classes=3, hidden=(8,)), losses.classification, optimizer)
+    split = jax.tree.map(np.asarray, source.example)
+    return Program(
+        task.init(jax.random.key(0), source.example),
+        trainer.training(task.step, source),
+        trainer.evaluation(task.measure, data.Arrays(split, len(split["labels"]))),
+    )
+
+
 PROGRAMS = {
     "digits": classify_digits,
     "conversations": tune_on_conversations,
     "preferences": prefer_right_sums,
     "rewards": reward_even_answers,
+    **{name: functools.partial(classify_by_source, make) for name, make in SOURCES.items()},
 }
 """By name."""

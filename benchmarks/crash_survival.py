@@ -26,6 +26,7 @@ import _measuring
 import numpy as np
 from _bucket_server import bucket_server
 from _killed_programs import PROGRAMS
+from _killed_sources import LIBRARIES
 
 from trainer.checkpoints import publishing
 from trainer.checkpoints.storage.bucket_path import BucketPath
@@ -104,7 +105,7 @@ def main():
     kills = 2 if options.quick else options.kills
     seed = options.seed if options.seed is not None else int(time.time())
     _measuring.CONSOLE.print(f"{kills} kills, --seed {seed}")
-    context = _crashing.nursery()
+    context = _crashing.nursery(*LIBRARIES.get(options.program, ()))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         bucket = None
         if options.bucket:

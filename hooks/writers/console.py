@@ -32,7 +32,7 @@ class Console:
 
     When the run is over, however it ended, a table shows the last, lowest and highest value of each
     metric. Of the times (`time/...`) only the speed is shown; metrics of the machine (`system/...`)
-    and of layers (`gradients/...`) only in the table.
+    and of layers (`gradients/...`) only in the table; confusion matrices (`val/confusion/2/7`) not.
     If there is room, the bar draws small curves of losses and accuracies, and the table of all
     metrics. The bar names what takes longer than a second (`compiling train, 12 s`; `train, 120 of
     480 steps, 9 s of this epoch`). It advances within an epoch by the duration of earlier epochs,

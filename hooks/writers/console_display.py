@@ -18,6 +18,7 @@ from rich.text import Text
 from hooks.writers.console_layout import LONG, describe_activity, layout_rows
 from hooks.writers.values import Progress, Value
 from trainer.host.amounts import format_duration
+from trainer.host.rendering.panels import CONFUSION
 from trainer.host.rendering.rich_tables import Column, make_table, safe_text
 from trainer.host.rendering.sparklines import (
     MAIN_METRICS,
@@ -69,7 +70,7 @@ class RunDisplay:
     newest: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The newest value of each of these; replaced, never mutated, since a thread reads it."""
     summaries: dict[str, MetricSummary] = dataclasses.field(default_factory=dict)
-    """Of every metric except times."""
+    """Of every metric except times and the cells of confusion matrices."""
     thread: int | None = None
     """The run's thread, if its activity is shown."""
 
@@ -88,7 +89,11 @@ class RunDisplay:
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, Real)}
         self.speed = numbers.get("time/steps_per_second", self.speed)
         self.began = min(self.began, self.updated - numbers.get("time/epoch_seconds", 0.0))
-        numbers = {name: value for name, value in numbers.items() if not name.startswith("time/")}
+        numbers = {
+            name: value
+            for name, value in numbers.items()
+            if not name.startswith("time/") and not CONFUSION.search(name)
+        }
         for name, value in numbers.items():
             self.summaries.setdefault(name, MetricSummary()).add(value, self.progress.done)
         self.event = {k: v for k, v in numbers.items() if not k.startswith(TABLE_ONLY)}

@@ -13,6 +13,7 @@ import numpy as np
 
 from hooks.writers import event_files
 from hooks.writers.appending import AppendFile
+from hooks.writers.confusion_texts import join_confusion
 from hooks.writers.images import encode_gif, to_uint8
 from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Value, Video
 from hooks.writers.writer import log_missing_history
@@ -33,6 +34,7 @@ class TensorBoard:
 
     Numbers, pictures, videos, texts and histograms are written at their step, the values of a trace
     at the step of each; of a longer trace, 1,000 evenly picked values, the last among them. A
+    confusion matrix (`val/confusion/2/7`, ...) is one table at `val/confusion`, among the texts. A
     resumed run truncates earlier files at its step, so that every reader finds each point once; a
     fresh start renames them to names that readers skip. Pictures and videos need Pillow, `pip
     install "entracte[images]"`.
@@ -128,7 +130,7 @@ class TensorBoard:
                 events[place] = Event(wall_time=wall_time, step=place)
             return events[place].summary.value
 
-        for tag, value in values.items():
+        for tag, value in join_confusion(values).items():
             match value:
                 case Trace():
                     since = self._written.get(tag, self._since)

@@ -257,6 +257,13 @@ def test_scores_of_layers_are_only_in_the_table():
     assert "gradients/norm/hidden/0" in shown(run.table(100))
 
 
+def test_cells_of_a_confusion_matrix_are_not_shown():
+    cells = {f"val/confusion/{label}/{predicted}": 1.0 for label in "01" for predicted in "01"}
+    run = course({"epoch": Progress(1, 2), "val/loss": 0.5, **cells})
+    assert run.line() == "epoch 1/2  val/loss 0.5000"
+    assert "confusion" not in shown(run.bar(100)) + shown(run.table(100))
+
+
 def test_metrics_that_do_not_fit_are_left_out_whole():
     (row,) = layout_rows({"train/loss": 0.5, "train/accuracy": 0.25, "train/norm": 1.0}, 45)
     assert row.plain.split() == ["train", "loss", "0.5000", "accuracy", "0.2500"]

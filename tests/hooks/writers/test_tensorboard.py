@@ -112,6 +112,18 @@ def test_texts_histograms_and_images_are_shown(board):
     np.testing.assert_array_equal(decoded(image.encoded_image_string), pixels)
 
 
+def test_a_confusion_matrix_is_one_table(board):
+    cells = {f"val/confusion/{label}/{predicted}": 1.0 for label in "01" for predicted in "01"}
+    board.write(7, {"val/loss": 0.5, **cells})
+    board.flush()
+    found = read(board.directory)
+    assert found.Tags()["scalars"] == ["val/loss"]
+    (table,) = found.Tensors("val/confusion/text_summary")
+    rows = [b"| class, predicted | 0 | 1 |", b"|---|---|---|", b"| **0** | 1 | 1 |"]
+    text = tensor_util.make_ndarray(table.tensor_proto).tolist()
+    assert text == [b"\n".join([*rows, b"| **1** | 1 | 1 |"])]
+
+
 def decoded(encoded):
     """Decode a PNG."""
     return np.asarray(PIL.Image.open(io.BytesIO(encoded)))

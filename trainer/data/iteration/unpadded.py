@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.data.source import Check, Feed
+from trainer.placement.gathering import gather
 from trainer.state import PyTree, TrainState
 
 PIECE, ROWS, TAIL = "piece", "rows", "tail"
@@ -66,11 +68,21 @@ def _example(feed: Feed) -> Any:
 def _parts(feed: Feed, piece: Any) -> Iterator[dict[str, Any]]:
     unused = jax.random.key(0)  # reading in order is not random
     rows = jax.tree.map(jnp.asarray, feed.rows(piece, unused))
-    masks = np.asarray(jax.jit(jax.vmap(lambda row: feed.batch(piece, row)[1]))(rows))
+    masks = np.asarray(gather(_read_masks(feed.batch, piece, rows)))
     whole = np.flatnonzero(masks.all(axis=1))
     if len(whole):
         yield {PIECE: piece, ROWS: jax.tree.map(lambda x: x[whole], rows)}
     for step in np.flatnonzero(masks.any(axis=1) & ~masks.all(axis=1)):
-        batch, mask = feed.batch(piece, jax.tree.map(lambda x, step=step: x[step], rows))
-        real = np.flatnonzero(np.asarray(mask))
+        row = jax.tree.map(lambda x, step=step: x[step], rows)
+        batch, real = gather(_read_batch(feed.batch, piece, row)), np.flatnonzero(masks[step])
         yield {TAIL: jax.tree.map(lambda x, real=real: x[real][None], batch)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read_masks(batch: Callable[[Any, Any], Any], piece: Any, rows: Any) -> Any:
+    return jax.vmap(lambda row: batch(piece, row)[1])(rows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read_batch(batch: Callable[[Any, Any], Any], piece: Any, row: Any) -> Any:
+    return batch(piece, row)[0]
