@@ -67,11 +67,11 @@ def _example(feed: Feed) -> Any:
 
 def _parts(feed: Feed, piece: Any) -> Iterator[dict[str, Any]]:
     unused = jax.random.key(0)  # reading in order is not random
-    rows = jax.tree.map(jnp.asarray, feed.rows(piece, unused))
+    rows = jax.tree.map(np.asarray, feed.rows(piece, unused))
     masks = np.asarray(gather(_read_masks(feed.batch, piece, rows)))
     whole = np.flatnonzero(masks.all(axis=1))
     if len(whole):
-        yield {PIECE: piece, ROWS: jax.tree.map(lambda x: x[whole], rows)}
+        yield {PIECE: piece, ROWS: jax.tree.map(lambda x: jnp.asarray(x[whole]), rows)}
     for step in np.flatnonzero(masks.any(axis=1) & ~masks.all(axis=1)):
         row = jax.tree.map(lambda x, step=step: x[step], rows)
         batch, real = gather(_read_batch(feed.batch, piece, row)), np.flatnonzero(masks[step])
