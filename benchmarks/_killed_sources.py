@@ -1,7 +1,7 @@
-"""Sources of other libraries' data that killed runs read; each library is imported where it is used.
+"""Sources of other libraries' data that killed runs read.
 
 All hold the same examples, and shuffle them where they can. Loaders of PyTorch also add random
-numbers of PyTorch, NumPy and Python.
+numbers of PyTorch, NumPy and Python. A library is imported where it is used.
 """
 
 import io
@@ -207,14 +207,22 @@ SOURCES: dict[str, MakeSource] = {
 """By name of the program that trains on it."""
 
 LIBRARIES = {
-    "torch": ["torch.utils.data"],
-    "torch_workers": ["torch.utils.data"],
-    "torchdata": ["torchdata.stateful_dataloader"],
-    "datasets": ["datasets"],
-    "datasets_iterable": ["datasets"],
-    "datasets_buffered": ["datasets"],
-    "grain": ["grain"],
-    "grain_iterator": ["grain"],
-    "pandas": ["pandas"],
+    "torch": "torch.utils.data",
+    "torch_workers": "torch.utils.data",
+    "torchdata": "torchdata.stateful_dataloader",
+    "datasets": "datasets",
+    "datasets_iterable": "datasets",
+    "datasets_buffered": "datasets",
+    "tf": "tensorflow",
+    "grain": "grain",
+    "grain_iterator": "grain",
+    "pandas": "pandas",
+    "image_folder": "PIL.Image",
 }
-"""What a source imports, by its name; TensorFlow starts threads, which are lost in a fork."""
+"""What the source of a program needs."""
+
+
+def list_preloaded(program: str) -> list[str]:
+    """Return the library to import before processes are forked; not TensorFlow, with threads."""
+    library = LIBRARIES.get(program, "tensorflow")
+    return [] if library == "tensorflow" else [library]

@@ -6,8 +6,8 @@ processes with those of an uninterrupted run: the fingerprint of the final state
 log and every point that TensorBoard reads. Processes are forked from one that has imported all
 libraries and not initialised JAX, so that more of their life is training. `--program` trains on
 other data: `conversations` is a mixture of packed conversations and texts, whose weights change
-with the step; `preferences` is DPO of adapters, and `rewards` GRPO. Exits with 1 if anything
-differs.
+with the step; `preferences` is DPO of adapters, and `rewards` GRPO; others, such as `torchdata`,
+read the data of another library, which must be installed. Exits with 1 if anything differs.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ import _measuring
 import numpy as np
 from _bucket_server import bucket_server
 from _killed_programs import PROGRAMS
-from _killed_sources import LIBRARIES
+from _killed_sources import list_preloaded
 
 from trainer.checkpoints import publishing
 from trainer.checkpoints.storage.bucket_path import BucketPath
@@ -105,7 +105,7 @@ def main():
     kills = 2 if options.quick else options.kills
     seed = options.seed if options.seed is not None else int(time.time())
     _measuring.CONSOLE.print(f"{kills} kills, --seed {seed}")
-    context = _crashing.nursery(*LIBRARIES.get(options.program, ()))
+    context = _crashing.nursery(*list_preloaded(options.program))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         bucket = None
         if options.bucket:

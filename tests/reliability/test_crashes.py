@@ -14,6 +14,7 @@ import forking
 import pytest
 from _bucket_server import bucket_server
 from _killed_programs import STEPS
+from _killed_sources import LIBRARIES, SOURCES
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LIMIT = 120
@@ -72,10 +73,13 @@ def test_killed_in_a_save_to_a_bucket(whole, tmp_path):
         ("crash_survival", "--kills=60"),
         ("crash_survival", "--bucket --kills=60"),
         ("corruption", "--damages=2000"),
+        *(("crash_survival", f"--program={name} --kills=10") for name in SOURCES),
     ],
 )
 def test_many_at_random(tmp_path, script, count):
     """Fails if the benchmark ends with another status than 0; prints its seed."""
+    program = count.removeprefix("--program=").split()[0]
+    pytest.importorskip(LIBRARIES.get(program, "jax"))
     seed = f"--seed={int(time.time())}"
     print(f"{script}.py {count} {seed}")
     command = [
