@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +20,9 @@ from trainer.data.streams import Stream
 log = logging.getLogger("entracte")
 
 WHO = "data.from_datasets"
+
+READ_AGAIN = 1000
+"""Batches of an `IterableDataset` before an epoch that a resumed run reads again, at most."""
 
 
 def from_datasets(
@@ -37,13 +42,10 @@ def from_datasets(
     continues with the next example, without delay.
 
     An `IterableDataset` has its own order, by its `shuffle(seed=...)` and the number of the pass,
-    which it gets by `set_epoch`. With `steps_per_epoch` its `state_dict` is kept in the state, so a
-    resumed run continues with the next example. One that is shuffled within a buffer loses the
-    buffer with that state, so it is read and discarded up to the position instead; a notice says
-    so.
-
-        dataset = datasets.load_dataset("csv", data_files="flowers.csv", split="train")
-        source = data.from_datasets(dataset, {"inputs": "petals", "labels": "kind"}, batch_size=64)
+    which it gets by `set_epoch`. With `steps_per_epoch` its `state_dict` is kept in the state, at
+    the first epoch of a pass and once 1,000 batches were read since: a resumed run continues from
+    there to the next example. One that is shuffled within a buffer loses the buffer with that
+    state, so it is read and discarded from the beginning of the pass instead; a notice says so.
 
     Args:
         dataset: a `Dataset` or an `IterableDataset`: one split.
@@ -119,27 +121,40 @@ def _is_ragged(values: Any) -> bool:
 
 
 class _ResumableBatches:
-    """One pass over batches, which knows its place by the data set's own state."""
+    """One pass over batches, which knows its place by the data set's own state.
+
+    The states of a data set at one place differ with where its iterator began. So a place is such a
+    state and the batches read since, and whoever takes a new state begins there again: a run that
+    was resumed has the states of one that was not.
+    """
 
     def __init__(self, dataset: Any, pick: Any) -> None:
         self._dataset, self._pick = dataset, pick
         self._rest: Iterator[Any] | None = None
+        self._begin: Any = None
+        self._read = 0
 
     def __iter__(self) -> _ResumableBatches:
         return self
 
     def __next__(self) -> Batch:
         if self._rest is None:
-            self._rest = iter(self._dataset)
-        return self._pick(next(self._rest))
+            if self._begin is not None:
+                self._dataset.load_state_dict(copy.deepcopy(self._begin))
+            self._rest = itertools.islice(self._dataset, self._read, None)
+        batch = next(self._rest)
+        self._read += 1
+        return self._pick(batch)
 
     def get_state(self) -> Any:
-        """Return the data set's place."""
-        return self._dataset.state_dict()
+        """Return the place."""
+        if self._begin is None or self._read >= READ_AGAIN:
+            self._begin, self._read, self._rest = self._dataset.state_dict(), 0, None
+        return {"begin": self._begin, "read": self._read}
 
     def set_state(self, state: Any) -> None:
         """Begin at a place."""
-        self._dataset.load_state_dict(state)
+        self._begin, self._read = state["begin"], state["read"]
 
 
 def _stream(

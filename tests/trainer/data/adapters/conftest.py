@@ -9,12 +9,15 @@ from trainer.state import TrainState
 
 @pytest.fixture(scope="session")
 def resumed_labels():
-    """Labels of epochs, read by one source, and by a new source for each epoch."""
+    """Labels of epochs, read by one source, and by a new source for each epoch.
+
+    Both are at the same positions: the state of a resumed run is that of an undisturbed one.
+    """
 
     def read(make, epochs=4):
         start = TrainState.create(params={}, rng=jax.random.key(0))
         together, apart = [], []
-        whole = make().training()
+        whole, places = make().training(), []
         for feeds, labels in ((lambda: whole, together), (lambda: make().training(), apart)):
             position = whole.start
             for epoch in range(epochs):
@@ -22,6 +25,8 @@ def resumed_labels():
                 for piece, after in feed.pieces(state, None, position):
                     labels += np.asarray(piece["labels"]).ravel().tolist()
                     position = after if after is not None else position
+                places.append(position)
+        jax.tree.map(np.testing.assert_array_equal, places[:epochs], places[epochs:])
         return together, apart
 
     return read
