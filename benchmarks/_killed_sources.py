@@ -38,17 +38,12 @@ def make_examples() -> Examples:
     return Examples(inputs, inputs[:, :3].argmax(1).astype(np.int32))
 
 
-def read_torch(directory: Path, examples: Examples, steps: int, **settings: Any) -> Any:
+def read_torch(directory: Path, examples: Examples, steps: int) -> Any:
     """Read a `DataLoader` of PyTorch, which is read again up to the place."""
     from torch.utils.data import DataLoader
 
-    loader = DataLoader(_Noisy(examples), batch_size=BATCH, shuffle=True, **settings)
+    loader = DataLoader(_Noisy(examples), batch_size=BATCH, shuffle=True)
     return data.from_torch(loader, superbatch=4, steps_per_epoch=steps)
-
-
-def read_torch_workers(directory: Path, examples: Examples, steps: int) -> Any:
-    """Read a `DataLoader` of two worker processes, which the killed run leaves behind."""
-    return read_torch(directory, examples, steps, num_workers=2, multiprocessing_context="spawn")
 
 
 def read_torchdata(directory: Path, examples: Examples, steps: int) -> Any:
@@ -192,7 +187,6 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 SOURCES: dict[str, MakeSource] = {
     "torch": read_torch,
-    "torch_workers": read_torch_workers,
     "torchdata": read_torchdata,
     "datasets": read_datasets,
     "datasets_iterable": read_iterable,
@@ -208,7 +202,6 @@ SOURCES: dict[str, MakeSource] = {
 
 LIBRARIES = {
     "torch": "torch.utils.data",
-    "torch_workers": "torch.utils.data",
     "torchdata": "torchdata.stateful_dataloader",
     "datasets": "datasets",
     "datasets_iterable": "datasets",
