@@ -98,4 +98,4 @@ def test_random_transforms_repeat_and_the_users_states_stay(epoch_of):
     assert states() == before
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a["inputs"], b["inputs"])
-    assert len({batch["inputs"].sum() for batch in one}) == len(one)
+    assert len({float(batch["inputs"].sum()) for batch in one}) == len(one)
