@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from typing import Literal
@@ -93,6 +94,11 @@ def resolve_mode(who: str, metric: str | None, mode: str | None, *, optional: bo
         ...
     ValueError: keep_best compares values of 'val/length', whose name does not tell whether smaller
     or larger is better; give mode='min' or mode='max'
+    >>> resolve_mode("keep_best", "val/acuracy", None)
+    Traceback (most recent call last):
+        ...
+    ValueError: keep_best compares values of 'val/acuracy', whose name does not tell whether smaller
+    or larger is better; give mode='min' or mode='max'. If it is misspelt: did you mean 'accuracy'?
     """
     if not isinstance(metric, str) and not (optional and metric is None):
         raise TypeError(
@@ -104,9 +110,12 @@ def resolve_mode(who: str, metric: str | None, mode: str | None, *, optional: bo
         )
     found = mode or ("min" if metric is None else infer_mode(metric))
     if found is None:
+        known = sorted(LOWER_IS_BETTER | HIGHER_IS_BETTER)
+        near = difflib.get_close_matches(str(metric).rpartition("/")[2], known, 1, 0.8)
         raise ValueError(
             f"{who} compares values of {metric!r}, whose name does not tell whether smaller or "
             "larger is better; give mode='min' or mode='max'"
+            + (f". If it is misspelt: did you mean {near[0]!r}?" if near else "")
         )
     return found  # type: ignore[return-value]
 

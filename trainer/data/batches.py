@@ -72,7 +72,7 @@ def count_examples(batch: Mapping[str, Any], what: str) -> int:
             raise ValueError(f"{what}[{name!r}] must have a leading axis of examples; got a scalar")
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"arrays of {what} must be of equal length; got {lengths}")
+        raise ValueError(f"{what}: all arrays must be of equal length; got {lengths}")
     count = next(iter(lengths.values()))
     if count == 0:
         raise ValueError(f"{what} must hold at least one example; got none in {sorted(lengths)}")

@@ -140,7 +140,7 @@ def format_missing_metric(
     if key in later:
         event, writer = later[key]
         remedy = f" The {writer} writes it at {event!r}, after the {hook.stage} hook"
-        remedy += f" {hook.name!r}: place it before, in the same stage"
+        remedy += f" {hook.name!r}: list the writer before it in the chain, in the same stage"
     elif not remedy and any(name.startswith(prefix) for name in shown):
         remedy = f" What measures {prefix}... writes no other: name one of these"
     elif not remedy:

@@ -76,7 +76,10 @@ class Metrics(Mapping[str, float]):
             return self.as_dict()[key] if value is None else value
         except KeyError:
             known = sorted(self._values, key=lambda name: (name.startswith("time/"), name))
-            raise KeyError(f"no metric {key!r}{suggest_and_list(key, known)}") from None
+            raise KeyError(
+                f"no metric {key!r}{suggest_and_list(key, known)}; a hook that writes it must "
+                "stand before the one that reads it"
+            ) from None
 
     def __contains__(self, key: object) -> bool:
         return key in self._values

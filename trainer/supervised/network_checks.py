@@ -69,7 +69,8 @@ def check_pair(network: Any, name: str, returned: Any) -> tuple[Any, Any]:
     wanted = "(params, model_state)" if name == "init" else "(outputs, model_state)"
     raise TypeError(
         f"the network's {name} must return {wanted}, with {{}} for an empty model_state, as "
-        f"models.Network describes; {_describe(network)} returned {describe_leaf(returned)}"
+        f"models.Network describes; {name} of {_describe(network)} returned "
+        f"{describe_leaf(returned)}"
     )
 
 
