@@ -684,7 +684,12 @@ MISTAKES = {
     ),
     "an early stop before the evaluation": (
         lambda: fit(hooks=[hooks.stop_early("val/loss", patience=3), hooks.evaluate(VAL)]),
-        (V, "reads 'val/loss'", "'evaluate/val' writes it at 'epoch', after", "list the writer before it"),
+        (
+            V,
+            "reads 'val/loss'",
+            "'evaluate/val' writes it at 'epoch', after",
+            "list the writer before it",
+        ),
     ),
     "an early stop without evaluation": (
         lambda: fit(hooks=hooks.stop_early("val/loss", patience=3)),

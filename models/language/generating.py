@@ -18,6 +18,7 @@ from models.language.sampling import (
     advance,
     begin,
     check_sampling,
+    enlarge_cache,
 )
 from models.network import PyTree
 
@@ -166,7 +167,8 @@ def _compile_sample(decoder: Decoder) -> Any:
 def _compile_steps(decoder: Decoder) -> Any:
     @functools.partial(jax.jit, static_argnames="length")
     def first(variables: tuple[PyTree, PyTree], prompt: PyTree, *, length: int) -> SamplingState:
-        return begin(decoder.init_cache, decoder.decode_step, variables, prompt, length)
+        state = begin(decoder.init_cache, decoder.decode_step, variables, prompt, length)
+        return enlarge_cache(decoder.init_cache, variables, prompt, state, length)
 
     @functools.partial(jax.jit, static_argnames=("top_k", "stop", "greedy"), donate_argnums=1)
     def following(

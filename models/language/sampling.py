@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -17,6 +18,10 @@ from models.network import PyTree
 
 InitCache = Callable[[PyTree, PyTree, PyTree, int], PyTree]
 DecodeStep = Callable[[PyTree, PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
+LONG = 64
+"""Tokens from which a continuation is drawn in two loops. The first has room in its cache for half
+of them: each step reads the whole cache, which may take longer than the parameters."""
+
 Sample = Callable[..., "Sampled"]
 """See `Decoder.sample`."""
 
@@ -92,11 +97,14 @@ def make_sample(init_cache: InitCache, decode_step: DecodeStep) -> Sample:
         def step(state: SamplingState) -> SamplingState:
             return advance(decode_step, variables, state, settings)
 
-        def is_unfinished(state: SamplingState) -> jax.Array:
-            return (state.step < length) & ~state.stopped.all()
+        def is_unfinished(limit: int, state: SamplingState) -> jax.Array:
+            return (state.step < limit) & ~state.stopped.all()
 
-        start = begin(init_cache, decode_step, variables, prompt, length)
-        return lax.while_loop(is_unfinished, step, start).sampled
+        state = begin(init_cache, decode_step, variables, prompt, length)
+        for limit in (length // 2, length) if length >= LONG else (length,):
+            state = enlarge_cache(init_cache, variables, prompt, state, limit)
+            state = lax.while_loop(functools.partial(is_unfinished, limit), step, state)
+        return state.sampled
 
     return sample
 
@@ -123,18 +131,16 @@ def begin(
     """Read all of the prompts but their last token, whose logits the first step computes.
 
     So the logits of the other tokens are not computed, of which a large vocabulary has many. The
-    cache is that of the prompts while they are read, which do not attend to what is yet empty.
+    cache has room for the prompts alone, which so do not attend to what is yet empty.
     """
     text: dict[str, jax.Array] | jax.Array = prompt
     if isinstance(prompt, Mapping):
         text = {name: prompt[name] for name in KEYS & prompt.keys()}
     text = jax.tree.map(_widen, text)
     batch, time = jax.tree.leaves(text)[0].shape
-    whole = jax.eval_shape(lambda: init_cache(*variables, prompt, time + length))
     cache = init_cache(*variables, prompt, max(time - 1, 1))
     if time > 1:
         _, cache = decode_step(*variables, cache, jax.tree.map(lambda x: x[:, :-1], text))
-    cache = jax.tree.map(_enlarge, cache, whole)
     nothing = jnp.zeros((batch, length), jnp.int32)
     return SamplingState(
         step=jnp.zeros((), jnp.int32),
@@ -145,11 +151,23 @@ def begin(
     )
 
 
-def _enlarge(array: jax.Array, whole: jax.ShapeDtypeStruct) -> jax.Array:
-    """Append zeros to an array of a cache, up to the shape of a longer one."""
-    more = zip(array.shape, whole.shape, strict=True)
-    zero = jnp.zeros((), array.dtype)
-    return lax.pad(array, zero, [(0, after - before, 0) for before, after in more])
+def enlarge_cache(
+    init_cache: InitCache, variables: Variables, prompt: PyTree, state: SamplingState, length: int
+) -> SamplingState:
+    """Give the cache room for the prompts and so many tokens after them.
+
+    Raises:
+        ValueError: they exceed the decoder's context.
+    """
+    time = (prompt["tokens"] if isinstance(prompt, Mapping) else prompt).shape[1]
+    whole = jax.eval_shape(lambda: init_cache(*variables, prompt, time + length))
+
+    def append_zeros(array: jax.Array, whole: jax.ShapeDtypeStruct) -> jax.Array:
+        more = zip(array.shape, whole.shape, strict=True)
+        zero = jnp.zeros((), array.dtype)
+        return lax.pad(array, zero, [(0, after - before, 0) for before, after in more])
+
+    return state._replace(cache=jax.tree.map(append_zeros, state.cache, whole))
 
 
 def _widen(array: jax.Array) -> jax.Array:

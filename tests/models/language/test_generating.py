@@ -1,5 +1,6 @@
 """Generating token by token."""
 
+import functools
 import gc
 import weakref
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import models
-from models.language import generating
+from models.language import generating, sampling
 from models.language.sampling import make_sample
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -88,6 +89,22 @@ def test_it_compiles_once_for_each_shape():
         assert write(**again) == 0
     assert write(prompt=np.array(PROMPT)) == 0
     assert write(length=3) > 0
+
+
+def test_a_long_continuation_is_drawn_in_two_loops_with_the_same_tokens(monkeypatch):
+    def draw(stop=()):
+        write = jax.jit(functools.partial(DECODER.sample, length=5, stop=stop))
+        return write(PARAMS, {}, PROMPT, key=KEY)
+
+    one = draw()
+    stop = int(one.tokens[0, 1])
+    stopped = draw((stop,))
+    monkeypatch.setattr(sampling, "LONG", 4)
+    for wanted, found in ((one, draw()), (stopped, draw((stop,)))):
+        np.testing.assert_array_equal(found.tokens, wanted.tokens)
+        np.testing.assert_array_equal(found.lengths, wanted.lengths)
+        np.testing.assert_allclose(found.log_probs, wanted.log_probs, rtol=1e-5)
+    assert stopped.lengths[0] < 5
 
 
 def test_an_unused_decoder_is_freed():
