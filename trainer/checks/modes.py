@@ -98,7 +98,7 @@ def resolve_mode(who: str, metric: str | None, mode: str | None, *, optional: bo
     Traceback (most recent call last):
         ...
     ValueError: keep_best compares values of 'val/acuracy', whose name does not tell whether smaller
-    or larger is better; give mode='min' or mode='max'. If it is misspelt: did you mean 'accuracy'?
+    or larger is better. Did you mean 'val/accuracy'? Else give mode='min' or mode='max'
     """
     if not isinstance(metric, str) and not (optional and metric is None):
         raise TypeError(
@@ -111,11 +111,12 @@ def resolve_mode(who: str, metric: str | None, mode: str | None, *, optional: bo
     found = mode or ("min" if metric is None else infer_mode(metric))
     if found is None:
         known = sorted(LOWER_IS_BETTER | HIGHER_IS_BETTER)
-        near = difflib.get_close_matches(str(metric).rpartition("/")[2], known, 1, 0.8)
+        prefix, slash, last = str(metric).rpartition("/")
+        near = difflib.get_close_matches(last, known, 1, 0.8)
+        meant = f". Did you mean {prefix + slash + near[0]!r}? Else give" if near else "; give"
         raise ValueError(
             f"{who} compares values of {metric!r}, whose name does not tell whether smaller or "
-            "larger is better; give mode='min' or mode='max'"
-            + (f". If it is misspelt: did you mean {near[0]!r}?" if near else "")
+            f"larger is better{meant} mode='min' or mode='max'"
         )
     return found  # type: ignore[return-value]
 
