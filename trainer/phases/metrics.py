@@ -168,6 +168,35 @@ class Members(float):
         return Members, (self.values, self.live, self.present)
 
 
+def compute_members(
+    compute: Callable[[int], Mapping[str, float]], live: np.ndarray
+) -> dict[str, float]:
+    """Compute values of each member, by its number; each name of the result is a `Members`.
+
+    A member that is not live, and for which it fails, has no values: it may have been stopped for
+    the same reason. A name that only some members have is not present for the others.
+
+    >>> found = compute_members(lambda member: {"cost": 6 / member}, np.array([False, True]))
+    >>> float(found["cost"]), found["cost"].present.tolist()
+    (6.0, [False, True])
+    """
+    found: list[Mapping[str, float]] = []
+    for member, alive in enumerate(live):
+        try:
+            found.append(compute(member))
+        except Exception as error:
+            if alive:
+                error.add_note(f"of member {member} of the population")
+                raise
+            found.append({})
+    return {
+        path: Members(
+            [one.get(path, math.nan) for one in found], live, [path in one for one in found]
+        )
+        for path in dict.fromkeys(path for one in found for path in one)
+    }
+
+
 class Traces(np.ndarray):
     """A metric per step: the mean `[steps]` over live members, with the trace of each member."""
 

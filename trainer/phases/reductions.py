@@ -14,7 +14,7 @@ from trainer.checks.arguments import describe_value
 from trainer.checks.pytrees import format_path
 from trainer.checks.suggestions import suggest_and_list
 from trainer.phases.host_metrics.collected import COLLECTED
-from trainer.phases.metrics import Members, Traces
+from trainer.phases.metrics import Members, Traces, compute_members
 from trainer.state import PyTree
 
 Finalize = Callable[[Mapping[str, float]], Mapping[str, float | None]]
@@ -213,18 +213,9 @@ def finalize_members(
     for the same reason. Each of the values is a `Members`.
     """
     columns = np.array([value.values for value in values.values()]).reshape(-1, len(live))
-    found: list[dict[str, float]] = []
-    for number, row in enumerate(columns.T.tolist()):
-        try:
-            found.append(finalize_values(finalize, dict(zip(values, row, strict=True)), phase))
-        except Exception as error:
-            if live[number]:
-                error.add_note(f"of member {number} of the population")
-                raise
-            found.append({})
-    return {
-        path: Members(
-            [one.get(path, math.nan) for one in found], live, [path in one for one in found]
-        )
-        for path in dict.fromkeys(path for one in found for path in one)
-    }
+    rows = columns.T.tolist()
+
+    def finalize_member(member: int) -> dict[str, float]:
+        return finalize_values(finalize, dict(zip(values, rows[member], strict=True)), phase)
+
+    return compute_members(finalize_member, live)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from trainer.checks.arguments import describe_value
 from trainer.host.exception_notes import annotate_errors
-from trainer.phases.metrics import Members
+from trainer.phases.metrics import compute_members
 from trainer.state import PyTree
 
 COLLECTED = "collected."
@@ -73,22 +72,12 @@ def compute_split_metrics(
     parts = [piece[COLLECTED] for piece in pieces]
     if live is None:
         return _compute_one(parts, split_metrics, phase)
-    found: list[dict[str, float]] = []
-    for member, alive in enumerate(live):
-        mine = jax.tree.map(lambda leaf, member=member: leaf[member], parts)
-        try:
-            found.append(_compute_one(mine, split_metrics, phase))
-        except Exception as error:
-            if alive:
-                error.add_note(f"of member {member} of the population")
-                raise
-            found.append({})
-    return {
-        path: Members(
-            [one.get(path, math.nan) for one in found], live, [path in one for one in found]
-        )
-        for path in dict.fromkeys(path for one in found for path in one)
-    }
+
+    def compute_member(member: int) -> dict[str, float]:
+        mine = jax.tree.map(lambda leaf: leaf[member], parts)
+        return _compute_one(mine, split_metrics, phase)
+
+    return compute_members(compute_member, live)
 
 
 def _compute_one(
